@@ -1,0 +1,74 @@
+# The one entrance to the tools. `make` lists what there is.
+#
+#   VENV=path    the virtual environment to use (made when missing)
+#   PYTHON=path  the interpreter to make it with (3.11 or newer)
+#   TORCH=cpu    install torch for this backend, through uv; without it pip takes the registry's default build
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?=
+BIN := $(VENV)/bin
+
+ifeq ($(TORCH),)
+INSTALLER := $(BIN)/python
+INSTALL := $(BIN)/python -m pip install --quiet
+else
+INSTALLER := $(BIN)/uv
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=$(TORCH)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format types imports check bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+quickstart: $(VENV)/.with-train ## ingest, compress, materialize and report on the sample adapters
+	$(BIN)/lorareg quickstart
+
+test: $(VENV)/.with-test ## run the tests (ARGS="-k name" for some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.with-dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.with-dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.with-dev $(VENV)/.with-train ## mypy --strict
+	mkdir -p build/types
+	ln -sfn ../.. build/types/lorareg
+	$(BIN)/mypy
+
+imports: $(VENV)/.with-dev ## who may import whom
+	PYTHONPATH=$(CURDIR) $(BIN)/lint-imports
+
+check: lint types imports test ## all of the above
+
+bench: $(VENV)/.with-train ## compare with the baselines (ARGS="FOLDER" for other adapters)
+	$(BIN)/python bench/baselines.py $(ARGS)
+
+clean: ## remove what the tools made
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info lorareg-quickstart
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# One stamp per set of extras: fast when nothing changed, made anew when pyproject.toml did.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/uv: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+
+$(VENV)/.with-train: pyproject.toml | $(INSTALLER)
+	$(INSTALL) -e '.[train]'
+	@touch $@
+
+$(VENV)/.with-test: pyproject.toml | $(INSTALLER)
+	$(INSTALL) -e '.[train,test]'
+	@touch $@ $(VENV)/.with-train
+
+$(VENV)/.with-dev: pyproject.toml | $(INSTALLER)
+	$(INSTALL) -e '.[train,test,dev]'
+	@touch $@ $(VENV)/.with-train $(VENV)/.with-test

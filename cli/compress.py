@@ -1,0 +1,111 @@
+"""`lorareg compress`: train or reuse a generator, encode every adapter, keep the cheapest that passes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorareg.cli.options import AsJson, Home, Quiet
+from lorareg.cli.output import MISSING, Output, Table, format_bytes, format_error, format_percent, format_tiers
+from lorareg.cli.progress import progress
+from lorareg.registry.errors import StoppedError
+
+if TYPE_CHECKING:
+    from lorareg.compress.pipeline import CohortSummary
+
+
+class Arch(StrEnum):
+    """The generators to choose from."""
+
+    AUTO = "auto"
+    SLOTS = "slots"
+    CONV1D = "conv1d"
+    MEAN = "mean"
+    NONE = "none"
+
+
+def _row(summary: CohortSummary) -> tuple[str, ...]:
+    from lorareg.registry.report import percent
+
+    return (
+        summary.cohort,
+        f"{summary.encoded} + {summary.unchanged}",
+        summary.generator or MISSING,
+        format_bytes(summary.original_bytes),
+        format_bytes(summary.stored_bytes),
+        format_percent(percent(summary.stored_bytes, summary.original_bytes)),
+        format_error(summary.worst_relative_error),
+        format_tiers(summary.by_tier),
+    )
+
+
+def _show(output: Output, summaries: list[CohortSummary]) -> None:
+    columns = ("cohort", "new + kept", "generator", "original", "stored", "%", "worst error", "tiers")
+    table = Table(
+        columns,
+        [_row(summary) for summary in summaries],
+        numbers=frozenset({"new + kept", "original", "stored", "%", "worst error"}),
+        flexible=frozenset({"cohort", "tiers"}),
+    )
+    messages = [f"{summary.cohort}: {summary.message}" for summary in summaries if summary.message]
+    output.show({"cohorts": [asdict(summary) for summary in summaries]}, table, *messages)
+
+
+def compress(
+    cohorts: Annotated[
+        list[str] | None, typer.Argument(metavar="COHORT", show_default=False, help="Default: all of them.")
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", help="Largest relative error of the weight update (delta W) of any adapter."),
+    ] = 0.2,
+    arch: Annotated[
+        Arch, typer.Option("--arch", help="The generator: slots and conv1d are CVAEs, mean is a table; none is the residual codec alone; "
+            "auto keeps whichever makes the total smallest.")
+    ] = Arch.AUTO,
+    base_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--base-model",
+            metavar="PATH",
+            show_default=False,
+            help="Folder or GGUF file of the base model, to condition on its hidden states instead of on text alone.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything that is random.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", show_default=False, help="Training steps; default: until it stops gaining.")
+    ] = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train anew even where a generator exists.")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode adapters within a tolerance.
+
+    Each stored code is decoded and measured before it is recorded. An adapter that no cheaper way
+    passes stays lossless. Adapters added later are encoded against the generator that exists, and
+    adapters that are encoded within the tolerance already are left alone.
+
+    Raises:
+        StoppedError: on Ctrl-C; training goes on from its last checkpoint.
+    """
+    from lorareg.compress.pipeline import CompressOptions
+    from lorareg.compress.pipeline import compress as run_compress
+    from lorareg.registry.store import Registry
+
+    output = Output(as_json, quiet)
+    options = CompressOptions(tolerance, str(arch), base_model, seed, steps, retrain)
+    try:
+        with Registry.open(home, create=False) as registry, progress(output) as reporter:
+            summaries = run_compress(registry, cohorts or (), options, reporter)
+    except KeyboardInterrupt as error:
+        raise StoppedError(
+            message="Stopped. Encodings made so far are recorded and training has a checkpoint; "
+            "run the same command again to go on from there."
+        ) from error
+    _show(output, summaries)

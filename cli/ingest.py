@@ -1,0 +1,158 @@
+"""`lorareg ingest`: take adapters in, one by one, past those that are refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorareg.cli.options import AsJson, Home, Quiet
+from lorareg.cli.output import MISSING, Output, Table, format_bytes
+from lorareg.cli.progress import progress
+from lorareg.registry.errors import InvalidAdapterError, LoraregError, PartialIngestError
+
+if TYPE_CHECKING:
+    from lorareg.compress.progress import Reporter
+    from lorareg.registry.store import Registry
+
+REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What became of one folder."""
+
+    path: str
+    name: str
+    version: int | None
+    outcome: str
+    original_bytes: int | None
+    reason: str | None
+
+
+def task_name(root: Path, folder: Path) -> str:
+    """The name of the adapter in `folder`, found under `root`.
+
+    The folder's own name when `root` is the adapter; else its path below `root`, where the last part
+    is the task and the parts before it, joined with dots, its namespace.
+    """
+    parts = folder.relative_to(root).parts
+    if not parts:
+        return folder.resolve().name
+    return "/".join([*([".".join(parts[:-1])] if parts[1:] else []), parts[-1]])
+
+
+def _found(paths: list[Path]) -> Iterator[tuple[Path, Path | LoraregError]]:
+    """(root, adapter folder) for every adapter under `paths`, or the error of a path without any."""
+    from lorareg.registry.peft_format import find_adapters
+
+    for root in paths:
+        try:
+            folders = find_adapters(root)
+            if not folders:
+                raise InvalidAdapterError(
+                    path=root,
+                    reason="no adapter here or below",
+                    remedy="Give a folder that holds adapter_config.json and adapter_model.safetensors.",
+                )
+        except LoraregError as error:
+            yield root, error
+        else:
+            yield from ((root, folder) for folder in folders)
+
+
+def _ingest_one(registry: Registry, folder: Path, name: str, description: str | None) -> Line:
+    from lorareg.registry.peft_format import read_folder
+
+    outcome = registry.ingest(read_folder(folder), name=name, description=description)
+    adapter = outcome.adapter
+    return Line(str(folder), adapter.name, adapter.version, outcome.kind, adapter.original_bytes, None)
+
+
+def _ingest_all(
+    registry: Registry,
+    found: list[tuple[Path, Path | LoraregError]],
+    name: str | None,
+    description: str | None,
+    reporter: Reporter,
+) -> tuple[list[Line], list[LoraregError]]:
+    lines: list[Line] = []
+    refusals: list[LoraregError] = []
+    reporter.start("ingest", len(found))
+    for root, folder in found:
+        wanted = name or (MISSING if isinstance(folder, LoraregError) else task_name(root, folder))
+        try:
+            if isinstance(folder, LoraregError):
+                raise folder
+            lines.append(_ingest_one(registry, folder, wanted, description))
+        except LoraregError as error:
+            where = root if isinstance(folder, LoraregError) else folder
+            lines.append(Line(str(where), wanted, None, REFUSED, None, str(error)))
+            refusals.append(error)
+        reporter.advance()
+    reporter.finish()
+    return lines, refusals
+
+
+def _show(output: Output, lines: list[Line]) -> None:
+    counts = dict(Counter(line.outcome for line in lines))
+    rows = [
+        (
+            line.name if line.version is None else f"{line.name}@{line.version}",
+            line.outcome,
+            MISSING if line.original_bytes is None else format_bytes(line.original_bytes),
+            line.reason or line.path,
+        )
+        for line in lines
+    ]
+    table = Table(
+        ("adapter", "outcome", "size", "from, or reason"),
+        rows,
+        numbers=frozenset({"size"}),
+        flexible=frozenset({"from, or reason"}),
+    )
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    refused = [f"{line.path}: {line.reason}" for line in lines if line.outcome == REFUSED]
+    output.show({"adapters": [asdict(line) for line in lines], "counts": counts}, table, summary, brief=refused)
+
+
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Adapter folders, or folders of them.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the one adapter found: TASK or NS/TASK.")] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", help="What the task is; default: the text of the model card.")
+    ] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take in PEFT adapters.
+
+    Finds them in PATH and in all folders below. The model card tells the task, unless --description does.
+
+    The same bytes again change nothing; other bytes under a known name become its next version. An
+    adapter that is refused does not stop the others, and the exit code says so.
+
+    Raises:
+        InvalidAdapterError: the only adapter found is refused.
+        PartialIngestError: some of several adapters are refused.
+    """
+    from lorareg.registry.store import Registry
+
+    output = Output(as_json, quiet)
+    found = list(_found(paths))
+    if name is not None and len(found) != 1:
+        raise typer.BadParameter(f"{len(found)} adapters found; a name fits one.", param_hint="--name")
+    if len(found) == 1 and isinstance(found[0][1], LoraregError):
+        raise found[0][1]  # before a registry is made for nothing
+    with Registry.open(home, create=True) as registry, progress(output) as reporter:
+        lines, refusals = _ingest_all(registry, found, name, description, reporter)
+    if len(found) == 1 and refusals:
+        raise refusals[0]
+    _show(output, lines)
+    if refusals:
+        raise PartialIngestError(refused=len(refusals), found=len(lines))

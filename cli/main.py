@@ -1,0 +1,116 @@
+"""The `lorareg` command: one module a command, one handler for every error.
+
+Start-up imports typer and nothing heavier. Each command imports what it needs when it runs, so that
+`--help`, completion and the decode path stay quick.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lorareg.cli import check as check_command
+from lorareg.cli import cohorts as cohorts_command
+from lorareg.cli import compress as compress_command
+from lorareg.cli import failures
+from lorareg.cli import ingest as ingest_command
+from lorareg.cli import list as list_command
+from lorareg.cli import materialize as materialize_command
+from lorareg.cli import migrate as migrate_command
+from lorareg.cli import quickstart as quickstart_command
+from lorareg.cli import report as report_command
+from lorareg.cli import rm as rm_command
+from lorareg.cli import show as show_command
+from lorareg.cli import tag as tag_command
+from lorareg.cli.options import AsJson, Home, Quiet
+from lorareg.registry.errors import StoppedError
+
+
+class Commands(TyperGroup):
+    """The group of all commands; turns Ctrl-C into an error like any other."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            StoppedError: on Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise StoppedError(
+                message="Stopped. What was recorded before is safe; run the same command again to go on."
+            ) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="lorareg",
+    help="Store many LoRA adapters as one generator plus a few bytes each, and get any of them back.",
+    epilog="Start with `lorareg quickstart`. Errors exit with a code of their own; README.md lists them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "ingest": ingest_command.ingest,
+    "compress": compress_command.compress,
+    "materialize": materialize_command.materialize,
+    "report": report_command.report,
+    "check": check_command.check,
+    "list": list_command.list_adapters,
+    "show": show_command.show,
+    "cohorts": cohorts_command.cohorts,
+    "tag": tag_command.tag,
+    "rm": rm_command.rm,
+    "restore": rm_command.restore,
+    "migrate": migrate_command.migrate,
+    "quickstart": quickstart_command.quickstart,
+}
+
+for _name, _command in COMMANDS.items():
+    # What a command raises is for who reads the code; exit codes tell it to who runs it.
+    app.command(_name, help=inspect.cleandoc(_command.__doc__ or "").partition("\n\nRaises:")[0])(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"lorareg {version('lorareg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    ctx: typer.Context,
+    home: Home = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the shared options before the command's name as well as after it."""
+    shared = {"home": home, "as_json": as_json, "quiet": quiet}
+    assert isinstance(ctx.command, Commands)
+    ctx.default_map = dict.fromkeys(ctx.command.list_commands(ctx), shared)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `lorareg` and exit: the console script.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="lorareg")
+    except Exception as error:  # the one handler
+        sys.exit(failures.handle(error))

@@ -1,0 +1,133 @@
+"""`lorareg report`: what was saved, in the terminal, as JSON or as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorareg.cli.options import AsJson, Home, Quiet
+from lorareg.cli.output import (
+    BYTE_KINDS,
+    MISSING,
+    Output,
+    Table,
+    format_bytes,
+    format_error,
+    format_percent,
+    format_tiers,
+)
+
+if TYPE_CHECKING:
+    from lorareg.registry.report import Report
+
+EXPLAINED = ("original", "stored", "marginal", "amortised", "break_even", "relative_error")
+
+
+def _adapter_table(report: Report) -> Table:
+    columns = ("adapter", "original", "stored", "tier", "error", "marginal", "amortised")
+    rows = [
+        (
+            f"{adapter.name}@{adapter.version}",
+            format_bytes(adapter.original_bytes),
+            format_bytes(adapter.stored_bytes),
+            adapter.tier,
+            format_error(adapter.relative_error),
+            format_bytes(adapter.marginal_bytes),
+            format_bytes(adapter.amortised_bytes),
+        )
+        for adapter in report.adapters
+    ]
+    return Table(columns, rows, "Adapters", frozenset(columns) - {"adapter", "tier"}, frozenset({"adapter"}))
+
+
+def _cohort_table(report: Report) -> Table:
+    columns = ("cohort", "adapters", "original", "stored", "%", "break-even", "worst error")
+    rows = [
+        (
+            cohort.name,
+            str(cohort.adapters),
+            format_bytes(cohort.original_bytes),
+            format_bytes(cohort.stored_bytes),
+            format_percent(cohort.stored_percent),
+            MISSING if cohort.break_even_adapters is None else str(cohort.break_even_adapters),
+            format_error(cohort.worst_relative_error),
+        )
+        for cohort in report.cohorts
+    ]
+    return Table(columns, rows, "Cohorts", frozenset(columns) - {"cohort"}, frozenset({"cohort"}))
+
+
+def _parts_table(report: Report) -> Table:
+    columns = ("cohort", "generator", "its bytes", "codes", "task vectors", "rows", "tiers")
+    rows = [
+        (
+            cohort.name,
+            ", ".join(cohort.generators) or MISSING,
+            format_bytes(cohort.generator_bytes),
+            format_bytes(cohort.code_bytes),
+            format_bytes(cohort.task_vector_bytes),
+            format_bytes(cohort.row_bytes),
+            format_tiers(cohort.by_tier),
+        )
+        for cohort in report.cohorts
+    ]
+    numbers = frozenset({"its bytes", "codes", "task vectors", "rows"})
+    return Table(columns, rows, "What cohorts are stored as", numbers, frozenset({"cohort", "tiers"}))
+
+
+def _totals_table(report: Report) -> Table:
+    totals = report.totals
+    parts = [(f"  {BYTE_KINDS[kind]}", size) for kind, size in totals.stored.items()]
+    beside = [(f"  {BYTE_KINDS[kind]}", size) for kind, size in totals.beside.items()]
+    lines = [
+        ("original weights files", totals.original_bytes),
+        ("stored: must stay to give every adapter back", totals.stored_bytes),
+        *parts,
+        ("also on disk now", sum(totals.beside.values())),
+        *beside,
+        ("all on disk", totals.on_disk_bytes),
+    ]
+    rows = [
+        (label, format_bytes(size), format_percent(100 * size / totals.original_bytes) if totals.original_bytes else "")
+        for label, size in lines
+    ]
+    return Table(("total", "bytes", "% of originals"), rows, "Totals", frozenset({"bytes", "% of originals"}))
+
+
+def _headline(report: Report) -> str:
+    totals = report.totals
+    return (
+        f"{totals.adapters} adapters, {totals.encoded} encoded: {format_bytes(totals.original_bytes)} stored in "
+        f"{format_bytes(totals.stored_bytes)} ({format_percent(totals.stored_percent)}), everything counted."
+    )
+
+
+def report(
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", show_default=False, help="Write one page with plots; opens offline."),
+    ] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Report what was saved, and how exactly.
+
+    Original and stored bytes, tiers and errors of each adapter, each cohort and in all.
+    """
+    from lorareg.registry.report import MEANING, build_report
+    from lorareg.registry.store import Registry
+
+    with Registry.open(home, create=False) as registry, registry.reading() as connection:
+        built = build_report(connection, registry.home, registry.blobs)
+    if html is not None:
+        from lorareg.cli.report_html import render
+
+        html.write_text(render(built), encoding="utf-8")
+    meaning = [f"  {term.replace('_', '-')}: {MEANING[term]}" for term in EXPLAINED]
+    written = [f"Page written to {html}"] if html else []
+    tables = (_adapter_table(built), _cohort_table(built), _parts_table(built), _totals_table(built))
+    headline = _headline(built)
+    Output(as_json, quiet).show(built.to_dict(), *tables, headline, *meaning, *written, brief=[headline])

@@ -1,0 +1,44 @@
+"""`lorareg rm` and `lorareg restore`: out of sight, and back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lorareg.cli.options import AsJson, Home, Quiet, Task
+from lorareg.cli.output import Output
+
+
+def rm(
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="A name means all its versions; TASK@3 one.")],
+    home: Home = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put adapters in quarantine.
+
+    They are not listed or encoded any more, but nothing is deleted: `lorareg restore` brings them back.
+    """
+    from lorareg.registry.store import Registry
+
+    removed = []
+    with Registry.open(home, create=False) as registry:
+        wanted = []
+        for task in tasks:
+            adapter = registry.adapter(task)
+            wanted += [adapter] if "@" in task else registry.adapters(name=adapter.name)
+        for adapter in dict.fromkeys(wanted):
+            registry.remove(adapter)
+            removed.append(adapter.ref)
+    lines = [f"removed {ref}; `lorareg restore {ref}` brings it back" for ref in removed]
+    Output(as_json, quiet).show({"removed": removed}, *lines)
+
+
+def restore(task: Task, home: Home = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Take an adapter out of quarantine."""
+    from lorareg.registry.store import Registry
+
+    with Registry.open(home, create=False) as registry:
+        adapter = registry.restore(task)
+    Output(as_json, quiet).show({"restored": adapter.ref}, f"{adapter.ref} is back")

@@ -1,0 +1,100 @@
+"""Choosing the gauge: the coordinates in which factors are learned, predicted and quantised.
+
+Two adapters can do the same thing with factors that look unrelated. Before anything is learned or
+coded, each module is brought into one coordinate system:
+
+- `shared`: adapters that started from the same random A (cosine of their A above 0.5, see
+  `group_by_init`) keep their common coordinates, turned once per module by the rotation that
+  orders the cohort's B by energy. A is then mostly the cohort's mean, which the generator knows.
+- `balanced`: everything else. The SVD of ΔW with its singular values split evenly between the
+  factors, signs fixed by the largest entry of each column of b.
+- `raw`: as they are in the file, for the paper's architecture.
+
+For quantising, each adapter is turned further into its own principal frame (`principal_frame`),
+where an error in row i of `a` and one in row j do not interfere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from lorareg.compress.weights import Factors, Float64
+
+Coordinates = Literal["shared", "balanced", "raw"]
+
+SAME_INIT_COSINE = 0.5
+
+
+def balanced(factors: Factors) -> Factors:
+    """The balanced SVD of a module: b = U sqrt(S), a = sqrt(S) V', components by falling energy."""
+    qb, rb = np.linalg.qr(factors.b)
+    qa, ra = np.linalg.qr(factors.a.T)
+    u, s, vt = np.linalg.svd(rb @ ra.T)
+    root = np.sqrt(s)
+    b, a = (qb @ u) * root, root[:, None] * (vt @ qa.T)
+    signs = np.where(b[np.abs(b).argmax(axis=0), np.arange(b.shape[1])] < 0, -1.0, 1.0)
+    return _padded(Factors(b=b * signs, a=signs[:, None] * a), factors.rank)
+
+
+def group_by_init(adapters: Sequence[Sequence[Factors]]) -> list[list[int]]:
+    """Split a cohort into groups that share the random A they were initialised with.
+
+    Training moves A little, so the cosine between two adapters of one seed stays high (0.9 for the
+    adapters we measured) while different seeds are near orthogonal. Indices keep their order.
+    """
+    flat = [np.concatenate([f.a.ravel() for f in modules]) for modules in adapters]
+    unit = [v / max(float(np.linalg.norm(v)), np.finfo(float).tiny) for v in flat]
+    groups: list[list[int]] = []
+    for index, vector in enumerate(unit):
+        home = next((g for g in groups if float(unit[g[0]] @ vector) > SAME_INIT_COSINE), None)
+        if home is None:
+            groups.append([index])
+        else:
+            home.append(index)
+    return groups
+
+
+def shared_frames(adapters: Sequence[Sequence[Factors]]) -> list[Float64]:
+    """Per module, the rotation (r, r) that orders the group's B by energy, strongest first."""
+    frames = []
+    for module in zip(*adapters, strict=True):
+        _, vectors = np.linalg.eigh(np.sum([f.b.T @ f.b for f in module], axis=0))
+        frames.append(vectors[:, ::-1])
+    return frames
+
+
+def turned(factors: Factors, rotation: Float64) -> Factors:
+    """The same ΔW in rotated coordinates: b @ q and q' @ a for an orthogonal q (r, r)."""
+    return Factors(b=factors.b @ rotation, a=rotation.T @ factors.a)
+
+
+def aligned(factors: Factors, anchor: Factors) -> Factors:
+    """`factors` turned so that its `a` lies as close as it can to the anchor's (Procrustes)."""
+    u, _, vt = np.linalg.svd(factors.a @ anchor.a.T)
+    return turned(factors, u @ vt)
+
+
+def principal_frame(b: Float64) -> Float64:
+    """The rotation (r, r) into the right singular frame of b (d_out, r), near the identity in sign."""
+    _, _, vt = np.linalg.svd(b, full_matrices=False)
+    frame = np.eye(b.shape[1])
+    frame[:, : vt.shape[0]] = vt.T
+    if vt.shape[0] < b.shape[1]:
+        frame, _ = np.linalg.qr(np.concatenate([vt.T, np.eye(b.shape[1])], axis=1))
+        frame = frame[:, : b.shape[1]]
+    signs = np.where(np.diagonal(frame) < 0, -1.0, 1.0)
+    return frame * signs
+
+
+def _padded(factors: Factors, rank: int) -> Factors:
+    """Zero components up to `rank`, for modules narrower than their rank."""
+    missing = rank - factors.a.shape[0]
+    if missing == 0:
+        return factors
+    return Factors(
+        b=np.pad(factors.b, ((0, 0), (0, missing))),
+        a=np.pad(factors.a, ((0, missing), (0, 0))),
+    )

@@ -1,0 +1,168 @@
+"""Giving an adapter back as a PEFT folder: the decode path from end to end.
+
+    encoding row --> verified blobs --> numpy decode --> digest equals the recorded one
+    --> temporary folder beside the target, synced --> rename
+
+No torch, no SQLAlchemy. Whatever goes wrong before the rename leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorareg.compress.codecs import LoadedGenerator, decode
+from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
+from lorareg.registry.lookup import Lookup
+from lorareg.registry.reader import Reader
+from lorareg.registry.types import (
+    CARD_FILE,
+    CONFIG_FILE,
+    EVAL_FILE,
+    EVAL_SUMMARY_FILE,
+    SAMPLES_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    Encoding,
+    Layout,
+    NewEncoding,
+    sha256_hex,
+)
+
+ADAPTER_FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, SAMPLES_FILE, EVAL_FILE, EVAL_SUMMARY_FILE}
+EXACT = {"relative_error": 0.0, "cosine": 1.0, "exact": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Materialized:
+    """A written folder, how its weights were stored, and what was measured when they were encoded."""
+
+    adapter: Adapter
+    path: Path
+    tier: str
+    fidelity: dict[str, Any]
+    output_digest: str
+    elapsed_s: float
+
+
+def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) -> Materialized:
+    """Write the adapter `ref` ("task", "task@3", "task@label") as a PEFT folder at `out` (default: ./task).
+
+    Raises:
+        UnknownAdapterError: no such adapter.
+        OutputExistsError: `out` exists and `force` was not given.
+        OutputInUseError: `out` holds something else than an adapter, which `force` does not replace.
+        IntegrityError: stored bytes are damaged, or decode to other bytes than recorded.
+    """
+    started = time.perf_counter()
+    with Reader(home) as reader:
+        adapter = reader.adapter(ref)
+        target = out if out is not None else Path(adapter.name.rpartition("/")[2])
+        _check_target(target, force)
+        encoding = reader.encoding(adapter.id)
+        weights = restore_weights(reader, adapter, encoding)
+        files = {CONFIG_FILE: reader.read_file(adapter, CONFIG_FILE), WEIGHTS_FILE: weights}
+        if any(file.path == CARD_FILE for file in reader.files(adapter)):
+            files[CARD_FILE] = reader.read_file(adapter, CARD_FILE)
+    with _replacing(target) as folder:
+        for name, data in files.items():
+            _write(folder / name, data)
+    return Materialized(
+        adapter=adapter,
+        path=target,
+        tier=encoding.tier if encoding else "lossless",
+        fidelity=json.loads(encoding.fidelity) if encoding else EXACT,
+        output_digest=sha256_hex(weights),
+        elapsed_s=time.perf_counter() - started,
+    )
+
+
+def restore_weights(lookup: Lookup, adapter: Adapter, encoding: Encoding | NewEncoding | None) -> bytes:
+    """The weights file of an adapter: decoded, or as ingested where it has no encoding.
+
+    Raises:
+        IntegrityError: stored bytes are damaged, or decode to other bytes than recorded.
+    """
+    if encoding is None:
+        return lookup.read_file(adapter, WEIGHTS_FILE)
+    layout = Layout.from_json(lookup.cohort(adapter.cohort_id).layout)
+    loaded = None
+    if encoding.generator_id is not None:
+        row = lookup.generator(encoding.generator_id)
+        loaded = LoadedGenerator.from_bytes(lookup.blobs.get(row.sha256), row.sha256, layout)
+    what = f"Adapter {adapter.ref!r}"
+    output = decode(lookup.blobs.get(encoding.sha256), layout, loaded, what)
+    expect_output(output, encoding, what)
+    return output
+
+
+def expect_output(output: bytes, encoding: Encoding | NewEncoding, what: str) -> None:
+    """Compare decoded bytes with the digest recorded when they were encoded.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    found = sha256_hex(output)
+    if found != encoding.output_digest:
+        raise IntegrityError(
+            what=f"The decoded output of {what}",
+            expected=f"sha256 {encoding.output_digest}",
+            found=found,
+            remedy="Nothing was written. Run `lorareg check --read-data`, and compare numpy and constriction versions.",
+        )
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if not force:
+        raise OutputExistsError(path=target)
+    if target.is_symlink() or not target.is_dir():
+        raise OutputInUseError(path=target, found="something that is not a folder")
+    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ADAPTER_FILES or entry.is_dir())
+    if foreign:
+        raise OutputInUseError(path=target, found=repr(foreign[0]))
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place at the end, or vanishes on an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.new")
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    fresh.mkdir()
+    try:
+        yield fresh
+        _sync(fresh)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(fresh, target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

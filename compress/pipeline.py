@@ -1,0 +1,375 @@
+"""`compress` from end to end: cohorts in, measured encodings out.
+
+    cohort --> adapters without an encoding that meets the tolerance
+      | an existing generator covers it -----------------> fit its latent --+
+      | the others, grouped by shared initialisation --> plan --> train ----+--> encode
+                                                                                  |
+    rows <-- blobs <-- decoded again from the store, digest compared <-----------+
+
+Each adapter is recorded on its own as soon as it has been verified, so stopping loses at most one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from lorareg.compress import conv1d_decoder, mean_decoder, slots_decoder
+from lorareg.compress.canonical import group_by_init
+from lorareg.compress.codecs import LoadedGenerator
+from lorareg.compress.encode import Draft, Encoded, Original, encode
+from lorareg.compress.generator import Int8
+from lorareg.compress.group import Group
+from lorareg.compress.materialize import restore_weights
+from lorareg.compress.plan import EMPTY, Members, Plan, Planner, Trained, covers, draft_of, in_coordinates
+from lorareg.compress.progress import Reporter
+from lorareg.compress.task_vectors import HiddenStateEncoder, TaskEncoder, TextEncoder
+from lorareg.registry.errors import BaseModelError, MissingExtraError, NothingToDoError, ToleranceError
+from lorareg.registry.store import Registry
+from lorareg.registry.types import (
+    SAMPLES_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    Cohort,
+    Encoding,
+    Layout,
+    NewEncoding,
+    NewGenerator,
+    Tier,
+    canonical_json,
+    sha256_hex,
+)
+from lorareg.registry.types import Generator as GeneratorRecord
+
+ARCHITECTURES = ("auto", slots_decoder.NAME, conv1d_decoder.NAME, mean_decoder.NAME, "none")
+FIT_STEPS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class CompressOptions:
+    """What `compress` was asked for. `tolerance` is the relative error of ΔW each adapter may have at most."""
+
+    tolerance: float = 0.2
+    arch: str = "auto"
+    base_model: Path | None = None
+    seed: int = 0
+    steps: int | None = None
+    retrain: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ToleranceError for a tolerance outside 0..1 or steps below 1."""
+        if not 0 <= self.tolerance < 1:
+            raise ToleranceError(value=self.tolerance, reason="a relative error is at least 0 (lossless) and below 1")
+        if self.steps is not None and self.steps < 1:
+            raise ToleranceError(value=f"--steps {self.steps}", reason="training takes at least one step")
+        assert self.arch in ARCHITECTURES, self.arch
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """The tolerance as it is stored with an encoding."""
+        return {"relative_error": self.tolerance}
+
+
+@dataclass(frozen=True, slots=True)
+class CohortSummary:
+    """What `compress` did to one cohort."""
+
+    cohort: str
+    adapters: int
+    encoded: int
+    unchanged: int
+    generator: str | None
+    generator_bytes: int
+    stored_bytes: int
+    original_bytes: int
+    by_tier: dict[str, int]
+    worst_relative_error: float
+    message: str
+
+
+def compress(
+    registry: Registry, cohorts: Sequence[str], options: CompressOptions, reporter: Reporter
+) -> list[CohortSummary]:
+    """Encode every adapter of the cohorts (all of them by default) within the tolerance.
+
+    Raises:
+        UnknownCohortError: one of `cohorts` does not exist.
+        NothingToDoError: the registry holds no adapters.
+        BaseModelError: the base model does not load, or a generator needs one and none was given.
+        MissingExtraError: training is needed and torch is not installed.
+        IntegrityError: stored bytes are damaged.
+    """
+    chosen = [registry.cohort(name) for name in cohorts] or registry.cohorts()
+    if not any(registry.adapters(cohort_id=cohort.id) for cohort in chosen):
+        raise NothingToDoError(message=f"There are no adapters in {registry.home}. Run `lorareg ingest PATH` first.")
+    encoder = HiddenStateEncoder(options.base_model) if options.base_model else TextEncoder()
+    return [_CohortRun(registry, cohort, options, encoder, reporter).run() for cohort in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """An adapter to encode."""
+
+    adapter: Adapter
+    original: Original
+
+
+class _CohortRun:
+    """One cohort's way through `compress`."""
+
+    def __init__(
+        self, registry: Registry, cohort: Cohort, options: CompressOptions, encoder: TaskEncoder, reporter: Reporter
+    ) -> None:
+        self.registry, self.cohort, self.options = registry, cohort, options
+        self.encoder, self.reporter = encoder, reporter
+        self.layout = Layout.from_json(cohort.layout)
+        self.messages: list[str] = []
+
+    def run(self) -> CohortSummary:
+        """Encode what needs it and sum up."""
+        adapters = self.registry.adapters(cohort_id=self.cohort.id)
+        current = {encoding.adapter_id: encoding for encoding in self.registry.encodings(self.cohort.id)}
+        tasks = [
+            _Task(adapter, Original.read(f"Adapter {adapter.ref!r}", self._weights(adapter), self.layout))
+            for adapter in adapters
+            if not self._settled(current.get(adapter.id))
+        ]
+        left = self._encode_with_existing(tasks) if not self.options.retrain else tasks
+        for group in group_by_init([task.original.factors for task in left]):
+            self._encode_group([left[index] for index in group])
+        return self._summary(adapters, len(tasks))
+
+    def _weights(self, adapter: Adapter) -> bytes:
+        return self.registry.read_file(adapter, WEIGHTS_FILE)
+
+    def _settled(self, encoding: Encoding | None) -> bool:
+        """Whether an adapter can stay as it is stored."""
+        if encoding is None or self.options.retrain:
+            return False
+        return encoding.tolerance == canonical_json(self.options.contract)
+
+    # -- with a generator that exists -----------------------------------------------------------
+
+    def _encode_with_existing(self, tasks: Sequence[_Task]) -> list[_Task]:
+        """Encode what the cohort's generators cover, newest first; gives back what is left."""
+        left = list(tasks)
+        if self.options.arch == "none" or self.options.tolerance == 0:
+            return left
+        for record in reversed(self.registry.generators(self.cohort.id)):
+            if not left:
+                break
+            if self.options.arch not in ("auto", record.arch):
+                continue
+            loaded = LoadedGenerator.from_bytes(self.registry.blobs.get(record.sha256), record.sha256, self.layout)
+            covered = [task for task in left if covers(loaded.generator, task.original.factors)]
+            left = [task for task in left if task not in covered]
+            if covered:
+                conditions = [self._condition(task.adapter, loaded.generator.encoder) for task in covered]
+                latents = self._fit(loaded, covered, conditions)
+                drafts = [
+                    draft_of(loaded, task.original, latent, condition)
+                    for task, latent, condition in zip(covered, latents, conditions, strict=True)
+                ]
+                self.messages.append(f"{len(covered)} encoded against generator {_label(record)}")
+                self._encode_all(covered, drafts, record, None)
+        return left
+
+    def _fit(self, loaded: LoadedGenerator, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Sequence[Int8]:
+        """Latents of adapters against a frozen generator."""
+        generator = loaded.generator
+        if generator.latent_size == 0:
+            return [EMPTY] * len(tasks)
+        group = Group(
+            layout=self.layout,
+            coordinates=generator.coordinates,
+            encoder=generator.encoder,
+            adapters=[in_coordinates(task.original.factors, generator) for task in tasks],
+            conditions=conditions,
+            means=generator.means,
+            slot_exponents=generator.slot_exponents,
+            tolerance=self.options.tolerance,
+        )
+        return list(_train_module().fit_latents(generator, group, FIT_STEPS, self.reporter))
+
+    def _condition(self, adapter: Adapter, encoder_name: str) -> Int8:
+        """The task vector a generator expects, made now or stored before; empty for one that takes none."""
+        import numpy as np
+
+        if not encoder_name:
+            return EMPTY
+        if encoder_name == self.encoder.name:
+            return self._task_vector(adapter)
+        if encoder_name == TextEncoder.name:
+            return TextEncoder().encode(adapter.description, ())
+        stored = self.registry.task_vector(adapter.id, encoder_name)
+        if stored is None:
+            raise BaseModelError(
+                path=self.options.base_model or "(none given)",
+                reason=f"the generator of cohort {self.cohort.name} takes task vectors by {encoder_name!r}, and "
+                f"{adapter.ref} has none",
+                remedy="Pass the base model it was trained with as --base-model, or train a new generator with --retrain.",
+            )
+        return np.frombuffer(stored.vector, np.int8)
+
+    # -- with a new generator, or none ----------------------------------------------------------
+
+    def _encode_group(self, tasks: Sequence[_Task]) -> None:
+        """Plan, store the generator if there is one, encode."""
+        conditions = [self._task_vector(task.adapter) for task in tasks]
+        plan = self._plan(tasks, conditions)
+        if plan.loaded is None:
+            self._encode_all(tasks, [None] * len(tasks), None, plan.step)
+            return
+        generator = plan.loaded.generator
+        record = self.registry.record_generator(
+            NewGenerator(
+                cohort_id=self.cohort.id,
+                sha256=self.registry.blobs.put_bytes(plan.file),
+                size_bytes=len(plan.file),
+                arch=generator.arch,
+                encoder=generator.encoder,
+                config={**generator.config, "latent": generator.latent_size, "seed": self.options.seed},
+                metrics={k: v for k, v in plan.metrics.items() if isinstance(v, int | float)},
+            )
+        )
+        loaded = LoadedGenerator.from_bytes(self.registry.blobs.get(record.sha256), record.sha256, self.layout)
+        drafts = [
+            draft_of(loaded, task.original, latent, condition)
+            for task, latent, condition in zip(tasks, plan.latents, conditions, strict=True)
+        ]
+        self._encode_all(tasks, drafts, record, plan.step)
+        self._checkpoint(tasks, generator.arch).unlink(missing_ok=True)
+
+    def _plan(self, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Plan:
+        """The cheapest way to store a group, or the one that was asked for."""
+        arch = self.options.arch
+        if arch == "none" or self.options.tolerance == 0 or len(tasks) < 2:
+            if arch not in ("none", "auto") or len(tasks) < 2:
+                self.messages.append(f"{len(tasks)} stored without a generator: a group of one has nothing to share")
+            return Plan(None, b"", [], 0.0, None)
+        originals = [task.original for task in tasks]
+        members = Members(self.layout, originals, conditions, self.encoder.name, self.options.tolerance)
+        self.reporter.start("measuring what a generator would save", 8)
+        planner = Planner(members, self.reporter)
+        plans = {"none": planner.without_generator()}
+        plans[mean_decoder.NAME] = planner.mean(plans["none"])
+        self.reporter.finish()
+        wanted = slots_decoder.NAME if arch == "auto" else arch
+        worth_training = arch != "auto" or plans["mean"].estimated_bytes < plans["none"].estimated_bytes
+        if wanted not in plans and worth_training:
+
+            def train(name: str, group: Group) -> Trained:
+                return self._train(name, group, tasks)
+
+            plans[wanted] = planner.trained(wanted, plans["mean"], train)
+        best = arch if arch != "auto" else min(plans, key=lambda name: plans[name].estimated_bytes)
+        self.messages.append(_comparison(plans, best, len(tasks)))
+        return plans[best]
+
+    def _train(self, arch: str, group: Group, tasks: Sequence[_Task]) -> Trained:
+        train = _train_module()
+        config = replace(train.PRESETS[arch], seed=self.options.seed)
+        if self.options.steps is not None:
+            config = replace(config, steps=self.options.steps)
+        checkpoint = train.Checkpoint(self._checkpoint(tasks, arch))
+        trained: Trained = train.train_generator(group, config, checkpoint, self.reporter)
+        return trained
+
+    def _checkpoint(self, tasks: Sequence[_Task], arch: str) -> Path:
+        """Where this training run keeps its state: named by everything that decides the result."""
+        key = [[task.adapter.digest for task in tasks], arch, self.encoder.name, self.options.contract]
+        digest = sha256_hex(canonical_json([*key, self.options.seed, self.options.steps]).encode())
+        return self.registry.home / "checkpoints" / f"{digest[:32]}.safetensors"
+
+    # -- encoding and recording -----------------------------------------------------------------
+
+    def _encode_all(
+        self, tasks: Sequence[_Task], drafts: Sequence[Draft | None], record: GeneratorRecord | None, step: float | None
+    ) -> None:
+        self.reporter.start(f"encoding {self.cohort.name}", len(tasks))
+        for task, draft in zip(tasks, drafts, strict=True):
+            encoded = encode(task.original, draft, self.options.tolerance, step)
+            step = encoded.step or step
+            self._record(task.adapter, encoded, record)
+            share = 100 * len(encoded.code) / len(task.original.data)
+            self.reporter.advance(1, percent=share, error=encoded.fidelity.relative_error)
+        self.reporter.finish()
+
+    def _record(self, adapter: Adapter, encoded: Encoded, record: GeneratorRecord | None) -> None:
+        """Store the code, decode it from the store, and only then make it the adapter's encoding."""
+        new = NewEncoding(
+            adapter_id=adapter.id,
+            generator_id=record.id if record and encoded.uses_generator else None,
+            codec=encoded.codec.name,
+            tier=encoded.codec.tier,
+            sha256=self.registry.blobs.put_bytes(encoded.code),
+            size_bytes=len(encoded.code),
+            output_digest=sha256_hex(encoded.output),
+            output_bytes=len(encoded.output),
+            tolerance=self.options.contract,
+            fidelity=encoded.fidelity.to_dict(),
+        )
+        restore_weights(self.registry, adapter, new)
+        self.registry.record_encoding(new)
+
+    def _task_vector(self, adapter: Adapter) -> Int8:
+        """Make, store and give the adapter's task vector."""
+        samples: list[str] = []
+        if not isinstance(self.encoder, TextEncoder) and self._has_samples(adapter):
+            samples = [str(text) for text in json.loads(self.registry.read_file(adapter, SAMPLES_FILE))]
+        vector = self.encoder.encode(adapter.description, samples)
+        self.registry.put_task_vector(adapter.id, self.encoder.name, vector.tobytes())
+        return vector
+
+    def _has_samples(self, adapter: Adapter) -> bool:
+        return any(file.path == SAMPLES_FILE for file in self.registry.files(adapter))
+
+    def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
+        encodings = self.registry.encodings(self.cohort.id)
+        used = {encoding.generator_id for encoding in encodings} - {None}
+        generators = [record for record in self.registry.generators(self.cohort.id) if record.id in used]
+        generator_bytes = sum(record.size_bytes for record in generators)
+        tiers = Counter(encoding.tier for encoding in encodings)
+        return CohortSummary(
+            cohort=self.cohort.name,
+            adapters=len(adapters),
+            encoded=encoded,
+            unchanged=len(adapters) - encoded,
+            generator=", ".join(_label(record) for record in generators) or None,
+            generator_bytes=generator_bytes,
+            stored_bytes=generator_bytes + sum(encoding.size_bytes for encoding in encodings),
+            original_bytes=sum(adapter.original_bytes for adapter in adapters),
+            by_tier={tier: tiers[tier] for tier in get_args(Tier) if tiers[tier]},
+            worst_relative_error=max(
+                (float(json.loads(encoding.fidelity)["relative_error"]) for encoding in encodings), default=0.0
+            ),
+            message="; ".join(self.messages),
+        )
+
+
+def _label(record: GeneratorRecord) -> str:
+    return f"{record.arch} v{record.version}"
+
+
+def _comparison(plans: dict[str, Plan], best: str, count: int) -> str:
+    """What was compared, in the user's words."""
+    names = {"none": "no generator", "mean": "the mean table alone"}
+    figures = ", ".join(f"{names.get(name, name)} {plan.estimated_bytes / 1e3:.0f} kB" for name, plan in plans.items())
+    return f"estimated for {count} adapters in all: {figures}; stored with {names.get(best, best)}"
+
+
+def _train_module() -> Any:
+    """The training room, which needs torch.
+
+    Raises:
+        MissingExtraError: torch is not installed.
+    """
+    try:
+        from lorareg.compress import train
+    except ImportError as error:
+        raise MissingExtraError(feature="Training a generator", package=error.name or "torch", extra="train") from error
+    return train

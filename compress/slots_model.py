@@ -1,0 +1,96 @@
+"""The slots CVAE in torch: the decoder of `slots_decoder`, and the encoder that training needs.
+
+    rows of every slot --> per kind: linear (width -> h), times one vector a token --> summed
+    --> with the condition: linear, relu, linear --> mean and log variance of z (k)
+
+A block is the rows of one kind over a batch of adapters, (m, tokens, width), as deviations from
+the cohort's mean in units of the slot's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, relu
+
+from lorareg.compress import slots_decoder
+from lorareg.compress.grid import grid_of
+from lorareg.compress.weights import Float64
+from lorareg.registry.types import Layout
+
+
+def blocks_of(layout: Layout, adapters: Sequence[Sequence[Float64]]) -> list[Tensor]:
+    """Rows per adapter and slot -> one block per kind, (m, tokens, width) float32."""
+    return [
+        torch.from_numpy(
+            np.stack([np.concatenate([rows[slot] for slot in kind.slots]) for rows in adapters]).astype(np.float32)
+        )
+        for kind in grid_of(layout).kinds
+    ]
+
+
+def draw(layout: Layout, parameters: Mapping[str, Tensor], z: Tensor, condition: Tensor) -> list[Tensor]:
+    """Blocks for latents (m, k) and conditions (m, c); `parameters` as `slots_decoder.tensor_shapes` names them."""
+    p = parameters
+    u = relu(linear(z, p["latent_in"]) + linear(condition, p["condition_in"]) + p["input_bias"])  # (m, h)
+    blocks = []
+    for index, kind in enumerate(grid_of(layout).kinds):
+        scale = p["layer_scale"][kind.layers] + p["row_scale"][kind.rows]  # (tokens, h)
+        bias = p["layer_bias"][kind.layers] + p["row_bias"][kind.rows]
+        tokens = u[:, None] * scale + bias  # (m, tokens, h)
+        inner = relu(linear(tokens, p["inner_in"], p["inner_bias"]))
+        blocks.append(linear(tokens + linear(inner, p["inner_out"]), p[f"head.{index}"]))
+    return blocks
+
+
+class Model(nn.Module):
+    """Encoder and decoder, with the decoder's tensors under their stored names."""
+
+    def __init__(self, layout: Layout, latent: int, condition: int, config: Mapping[str, int]) -> None:
+        super().__init__()
+        self.layout = layout
+        hidden = config["hidden"]
+        shapes = slots_decoder.tensor_shapes(layout, latent, condition, config)
+        self.decoder = nn.ParameterDict(
+            {name.replace(".", "_"): nn.Parameter(_initial(name, shape)) for name, shape in shapes.items()}
+        )
+        self.names = list(shapes)
+        kinds = grid_of(layout).kinds
+        self.projections = nn.ModuleList([nn.Linear(kind.width, hidden, bias=False) for kind in kinds])
+        self.token_gates = nn.ParameterList(
+            [nn.Parameter(torch.randn(len(kind.rows), hidden) / len(kind.rows) ** 0.5) for kind in kinds]
+        )
+        self.posterior = nn.Sequential(
+            nn.Linear(len(kinds) * hidden + condition, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, 2 * latent)
+        )
+
+    def encode(self, blocks: Sequence[Tensor], condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of z, each (m, k)."""
+        pooled = [
+            (project(block) * gate).sum(dim=1)
+            for project, gate, block in zip(self.projections, self.token_gates, blocks, strict=True)
+        ]
+        mean, log_variance = self.posterior(torch.cat([*pooled, condition], dim=1)).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, z: Tensor, condition: Tensor, stored: Callable[[str, Tensor], Tensor]) -> list[Tensor]:
+        """Blocks, drawn with every tensor as `stored` says it will be kept."""
+        parameters = {name: stored(name, tensor) for name, tensor in self.export().items()}
+        return draw(self.layout, parameters, z, condition)
+
+    def export(self) -> dict[str, Tensor]:
+        """The decoder's tensors by their stored names."""
+        return {name: self.decoder[name.replace(".", "_")] for name in self.names}
+
+
+def _initial(name: str, shape: tuple[int, ...]) -> Tensor:
+    if name.endswith("bias"):
+        return 0.1 * torch.randn(shape)
+    if name.startswith("head"):
+        return 0.3 * torch.randn(shape) / shape[1] ** 0.5
+    if name.endswith("scale"):
+        return torch.randn(shape) * 0.7
+    return torch.randn(shape) / max(shape[-1], 1) ** 0.5

@@ -1,0 +1,102 @@
+"""Between the bytes of a weights file and the factors of its modules.
+
+Reading trusts a file that `registry.peft_format` has validated and whose digest was verified.
+Writing is deterministic to the byte: tensors in layout order, one header form, IEEE rounding only,
+so the digest of a written file can stand for the adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorareg.registry.types import Layout, canonical_json
+
+Float64 = NDArray[np.float64]
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+HEADER_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The two factors of one module: `b` (d_out, r) and `a` (r, d_in), float64."""
+
+    b: Float64
+    a: Float64
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def delta(self) -> Float64:
+        """ΔW without its scale, (d_out, d_in)."""
+        return self.b @ self.a
+
+
+def read_weights(data: bytes, layout: Layout) -> tuple[Factors, ...]:
+    """The factors of each module of `layout`, from the bytes of a safetensors file."""
+    (header_size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + header_size])
+    tensors = []
+    for slot in layout.slots:
+        start, end = header[slot.key]["data_offsets"]
+        body = memoryview(data)[8 + header_size + start : 8 + header_size + end]
+        tensors.append(_widen(body, slot.dtype).reshape(slot.shape))
+    return tuple(Factors(b=b, a=a) for a, b in zip(tensors[0::2], tensors[1::2], strict=True))
+
+
+def write_weights(layout: Layout, modules: Sequence[Factors]) -> bytes:
+    """The bytes of a safetensors file holding `modules` in the layout's keys, shapes and dtypes.
+
+    Raises:
+        OverflowError: a weight does not fit the slot's dtype (the encoder then picks another tier).
+    """
+    tensors = [tensor for factors in modules for tensor in (factors.a, factors.b)]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    bodies, offset = [], 0
+    for slot, tensor in zip(layout.slots, tensors, strict=True):
+        body = _narrow(tensor, slot.dtype)
+        header[slot.key] = {"dtype": slot.dtype, "shape": slot.shape, "data_offsets": [offset, offset + len(body)]}
+        bodies.append(body)
+        offset += len(body)
+    text = canonical_json(header).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    return b"".join([struct.pack("<Q", len(text)), text, *bodies])
+
+
+def _widen(body: memoryview, dtype: str) -> Float64:
+    if dtype == "F32":
+        return np.frombuffer(body, "<f4").astype(np.float64)
+    if dtype == "F16":
+        return np.frombuffer(body, "<f2").astype(np.float64)
+    bits = np.frombuffer(body, "<u2").astype("<u4") << np.uint32(16)
+    return bits.view("<f4").astype(np.float64)
+
+
+def _narrow(tensor: Float64, dtype: str) -> bytes:
+    with np.errstate(over="ignore"):
+        single = tensor.astype("<f4")
+        if dtype == "F32":
+            narrowed = single
+        elif dtype == "F16":
+            narrowed = tensor.astype("<f2")
+        else:
+            bits = single.view("<u4")
+            nearest_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            return _finite((bits + nearest_even) >> np.uint32(16) << np.uint32(16), dtype)
+    if not np.isfinite(narrowed).all():
+        raise OverflowError(f"a weight does not fit {dtype}")
+    return narrowed.tobytes()
+
+
+def _finite(bits: NDArray[np.uint32], dtype: str) -> bytes:
+    if not np.isfinite(bits.view("<f4")).all():
+        raise OverflowError(f"a weight does not fit {dtype}")
+    return (bits >> np.uint32(16)).astype("<u2").tobytes()

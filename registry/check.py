@@ -1,0 +1,136 @@
+"""Everything that can be verified about a registry, without changing it.
+
+Needs only a `Lookup`, so the read-only `Reader` will do. SQLite's own checks come first, then every
+row's digest, what rows say about each other, and the blobs: there, of the right size, and with
+`read_data` of the right content. What nothing refers to is reported as information.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lorareg.registry.blobs import BlobStore
+from lorareg.registry.errors import IntegrityError, MissingBlobError, RegistryError
+from lorareg.registry.lookup import Lookup
+from lorareg.registry.rows import verify_row
+from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Finding, Layout, canonical_json, sha256_hex
+
+TABLES = ("cohort", "adapter", "adapter_file", "tag", "task_vector", "generator", "encoding")
+_BACKUP_REMEDY = "Restore the database from a backup."
+_BLOB_REMEDY = "Restore it from a backup, or ingest the original again."
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
+    """Yield every problem found, in the order of the walk; `read_data` also hashes every blob."""
+    try:
+        yield from _database_problems(lookup)
+        tables = {table: lookup._fetch(f"SELECT * FROM {table}") for table in TABLES}
+    except RegistryError as error:
+        yield Finding("database", str(error.fields["reason"]), _BACKUP_REMEDY)
+        return
+    for table, rows in tables.items():
+        yield from _row_problems(table, rows)
+    yield from _reference_problems(tables)
+    yield from _adapter_problems(tables)
+    yield from _blob_problems(lookup.blobs, _references(tables), read_data)
+
+
+def _database_problems(lookup: Lookup) -> Iterator[Finding]:
+    for row in lookup._fetch("PRAGMA integrity_check"):
+        (answer,) = row.values()
+        if answer != "ok":
+            yield Finding("database", f"SQLite finds: {answer}", _BACKUP_REMEDY)
+    for row in lookup._fetch("PRAGMA foreign_key_check"):
+        problem = f"row {row['rowid']} refers to a row of table {row['parent']!r} that is gone"
+        yield Finding(f"table {row['table']!r}", problem, _BACKUP_REMEDY)
+
+
+def _row_problems(table: str, rows: Rows) -> Iterator[Finding]:
+    for row in rows:
+        try:
+            verify_row(table, row)
+        except IntegrityError as error:
+            problem = f"its columns hash to {error.fields['found']}, not to its {error.fields['expected']}"
+            yield Finding(str(error.fields["what"]), problem, _BACKUP_REMEDY)
+
+
+def _reference_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
+    """What foreign keys cannot say: that rows which refer to each other also belong together."""
+    adapters = {row["id"]: row for row in tables["adapter"]}
+    cohorts = {row["id"]: row for row in tables["cohort"]}
+    generators = {row["id"]: row for row in tables["generator"]}
+    for row in tables["adapter"]:
+        cohort = cohorts.get(row["cohort_id"])
+        if cohort and cohort["base_model"] != row["base_model"]:
+            problem = f"its base model is {row['base_model']}, but its cohort's is {cohort['base_model']}"
+            yield Finding(f"adapter {row['name']}@{row['version']}", problem, _BACKUP_REMEDY)
+    for row in tables["tag"]:
+        adapter = adapters.get(row["adapter_id"])
+        if adapter and adapter["name"] != row["adapter_name"]:
+            problem = f"it points at a version of {adapter['name']}"
+            yield Finding(f"tag {row['adapter_name']}@{row['label']}", problem, _BACKUP_REMEDY)
+    for row in tables["encoding"]:
+        adapter, generator = adapters.get(row["adapter_id"]), generators.get(row["generator_id"])
+        if adapter and generator and adapter["cohort_id"] != generator["cohort_id"]:
+            problem = f"its generator {generator['id']} is of another cohort than its adapter"
+            yield Finding(f"encoding {row['id']}", problem, "Compress the adapter again.")
+
+
+def _adapter_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
+    """Layouts and adapters against the digests that identify them."""
+    for row in tables["cohort"]:
+        if _layout_digest(row["layout"]) != row["layout_digest"]:
+            yield Finding(f"cohort {row['name']}", "its layout does not match its layout digest", _BACKUP_REMEDY)
+    digests: dict[int, dict[str, str]] = defaultdict(dict)
+    for row in tables["adapter_file"]:
+        digests[row["adapter_id"]][row["path"]] = row["sha256"]
+    for row in tables["adapter"]:
+        what, files = f"adapter {row['name']}@{row['version']}", digests[row["id"]]
+        missing = [path for path in (CONFIG_FILE, WEIGHTS_FILE) if path not in files]
+        if missing:
+            yield Finding(what, f"it has no {' and no '.join(missing)}", _BACKUP_REMEDY)
+        elif sha256_hex(canonical_json([[p, files[p]] for p in (CONFIG_FILE, WEIGHTS_FILE)]).encode()) != row["digest"]:
+            yield Finding(what, "its files are not those its digest was made from", _BACKUP_REMEDY)
+
+
+def _layout_digest(layout: str) -> str | None:
+    try:
+        return Layout.from_json(layout).digest
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _references(tables: Mapping[str, Rows]) -> dict[str, tuple[int, str]]:
+    """Every digest a row mentions, with the size it should have and one of those who mention it."""
+    names = {row["id"]: f"{row['name']}@{row['version']}" for row in tables["adapter"]}
+    references: dict[str, tuple[int, str]] = {}
+    for row in tables["adapter_file"]:
+        references[row["sha256"]] = (row["size_bytes"], f"{row['path']} of {names.get(row['adapter_id'], '?')}")
+    for row in tables["generator"]:
+        references[row["sha256"]] = (row["size_bytes"], f"generator {row['id']}")
+    for row in tables["encoding"]:
+        references[row["sha256"]] = (row["size_bytes"], f"code of {names.get(row['adapter_id'], '?')}")
+    return references
+
+
+def _blob_problems(blobs: BlobStore, references: dict[str, tuple[int, str]], read_data: bool) -> Iterator[Finding]:
+    for digest, (size_bytes, owner) in references.items():
+        try:
+            found = blobs.size(digest)
+            if found != size_bytes:
+                yield Finding(f"blob {digest}", f"{owner} has {found} bytes, not {size_bytes}", _BLOB_REMEDY)
+            elif read_data:
+                blobs.verify(digest)
+        except MissingBlobError:
+            yield Finding(f"blob {digest}", f"{owner} is missing from the blob store", _BLOB_REMEDY)
+        except IntegrityError as error:
+            yield Finding(f"blob {digest}", f"{owner} hashes to {error.fields['found']}", _BLOB_REMEDY)
+    for digest in blobs:
+        if digest not in references:
+            yield Finding(
+                f"blob {digest}", "nothing refers to it", "It does no harm; it takes space.", severity="information"
+            )

@@ -1,0 +1,182 @@
+"""The one tree of errors a user can meet.
+
+Every class docstring is its message template: the fields in braces are the constructor's keyword
+arguments, kept as `error.fields` so that a program can read them too. A message names the thing,
+what was expected, what was found and what to do next. `exit_code` is stable: the command line
+exits with it, and a code never changes its meaning.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+
+class LoraregError(Exception):
+    """{message}"""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, **fields: object) -> None:
+        self.fields = fields
+        template = inspect.cleandoc(type(self).__doc__ or "{message}")
+        super().__init__(" ".join(template.format(**fields).split()))
+
+
+# -- what the user asked for (2 is the command line's own usage error) --------------------------
+
+
+class InvalidNameError(LoraregError):
+    """{kind} {value!r} is not valid: {reason}. Use {expected}."""
+
+    exit_code = 3
+
+
+class UnknownAdapterError(LoraregError):
+    """No adapter {name!r} in {home}.{hint}"""
+
+    exit_code = 4
+
+
+class UnknownCohortError(LoraregError):
+    """No cohort {cohort!r} in {home}. `lorareg cohorts` lists them."""
+
+    exit_code = 4
+
+
+class UnknownGeneratorError(LoraregError):
+    """No generator {generator} in {home}."""
+
+    exit_code = 4
+
+
+class UnknownFileError(LoraregError):
+    """Adapter {ref} has no file {path!r}; it has {files}."""
+
+    exit_code = 4
+
+
+class OutputExistsError(LoraregError):
+    """{path} exists already. Choose another folder with -o, or pass --force to replace it."""
+
+    exit_code = 5
+
+
+class OutputInUseError(LoraregError):
+    """{path} holds {found}, which no adapter folder has, so --force does not replace it. Choose another folder with -o."""
+
+    exit_code = 5
+
+
+class NothingToDoError(LoraregError):
+    """{message}"""
+
+    exit_code = 6
+
+
+class MissingExtraError(LoraregError):
+    """{feature} needs the package {package!r}, which is not installed. Run: pip install 'lorareg[{extra}]'."""
+
+    exit_code = 7
+
+
+# -- what the user gave us ----------------------------------------------------------------------
+
+
+class InvalidAdapterError(LoraregError):
+    """{path}: {reason}. {remedy}"""
+
+    exit_code = 10
+
+
+class UnsupportedAdapterError(InvalidAdapterError):
+    """{path}: {reason}. {remedy}"""
+
+    exit_code = 11
+
+
+class PartialIngestError(LoraregError):
+    """{refused} of {found} adapters were refused; the others are in. The table above says why."""
+
+    exit_code = 12
+
+
+class BaseModelError(LoraregError):
+    """Base model {path}: {reason}. {remedy}"""
+
+    exit_code = 13
+
+
+# -- what the registry holds --------------------------------------------------------------------
+
+
+class RegistryError(LoraregError):
+    """Registry {home}: {reason}. {remedy}"""
+
+    exit_code = 20
+
+
+class NewerSchemaError(RegistryError):
+    """Registry {home} was written by a newer lorareg (schema {found}, this one knows {expected}). Upgrade lorareg."""
+
+    exit_code = 21
+
+
+class IntegrityError(LoraregError):
+    """{what} is damaged: expected {expected}, found {found}. {remedy}"""
+
+    exit_code = 22
+
+
+class MissingBlobError(IntegrityError):
+    """Blob {digest} is missing from {store}. Restore it from a backup, or ingest the original again."""
+
+    exit_code = 23
+
+
+class InvalidContainerError(IntegrityError):
+    """{what} cannot be decoded: {reason}. Run `lorareg check --read-data` to see what else is affected."""
+
+    exit_code = 24
+
+
+class NewerFormatError(LoraregError):
+    """{what} has format {found}; this lorareg reads up to {expected}. Upgrade lorareg."""
+
+    exit_code = 25
+
+
+class CheckFailedError(LoraregError):
+    """{problems} problems found in {home}; the table above names each. Nothing was changed."""
+
+    exit_code = 26
+
+
+# -- the contract -------------------------------------------------------------------------------
+
+
+class ToleranceError(LoraregError):
+    """Tolerance {value!r} is not valid: {reason}."""
+
+    exit_code = 30
+
+
+class LayoutMismatchError(LoraregError):
+    """{what} has layout {found}, but {expected} is needed. {remedy}"""
+
+    exit_code = 31
+
+
+class TrainingError(LoraregError):
+    """Training the generator of cohort {cohort!r} failed: {reason}. {remedy}"""
+
+    exit_code = 32
+
+
+# -- the user changed their mind ----------------------------------------------------------------
+
+
+class StoppedError(LoraregError):
+    """{message}"""
+
+    exit_code = 130

@@ -1,0 +1,19 @@
+"""Where a registry lives: one folder, and the names in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+HOME_VARIABLE = "LORAREG_HOME"
+DEFAULT_HOME = ".lorareg"
+DATABASE_FILE = "registry.sqlite"
+BLOBS_FOLDER = "blobs"
+BACKUPS_FOLDER = "backups"
+LOCK_FILE = "open.lock"
+BUSY_TIMEOUT_S = 30.0
+
+
+def resolve_home(home: Path | None = None) -> Path:
+    """The folder asked for, else the one `LORAREG_HOME` names, else `./.lorareg`."""
+    return home or Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME)

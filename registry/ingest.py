@@ -1,0 +1,201 @@
+"""Taking a validated folder in: blobs first, then rows, in one transaction that decides what it was.
+
+| outcome | when |
+|---|---|
+| `new` | the name was not here |
+| `version` | the name was here with other weights or config: it becomes the next version |
+| `known` | the same bytes under the same name: nothing changes |
+| `updated` | the same weights and config with another card, samples, evaluation or description |
+| `revived` | the same bytes under a name that was removed: it is back, with the version it had |
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from lorareg.registry.blobs import BlobStore, StagedBlob
+from lorareg.registry.card import tidy_description
+from lorareg.registry.names import validate_relative_path
+from lorareg.registry.peft_format import PeftFolder, verify_copy
+from lorareg.registry.rows import record_from_row
+from lorareg.registry.schema import AdapterFileRow, AdapterRow, Base, CohortRow, stored_values
+from lorareg.registry.types import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    Layout,
+    canonical_json,
+    sha256_hex,
+)
+
+OutcomeKind = Literal["new", "version", "known", "updated", "revived"]
+_SHORT_DIGEST_CHARS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class IngestRequest:
+    """A folder to take in; without a description, its card's."""
+
+    path: Path
+    name: str
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IngestOutcome:
+    """What ingesting a folder came to."""
+
+    kind: OutcomeKind
+    adapter: Adapter
+
+
+def store_files(blobs: BlobStore, folder: PeftFolder) -> dict[str, StagedBlob]:
+    """Copy the folder's files into the store, verifying the copies before any is published.
+
+    Raises:
+        InvalidAdapterError: a file changed since it was validated, or a weight is not finite.
+    """
+    with blobs.staging() as staging:
+        staged = {}
+        for file in folder.files:
+            blob = staging.add_file(folder.path / file.path, file.max_bytes)
+            verify_copy(folder, file, blob.path, blob.sha256)
+            staged[validate_relative_path(file.path)] = blob
+        staging.publish()
+    return staged
+
+
+def record_adapter(
+    session: Session, folder: PeftFolder, stored: dict[str, StagedBlob], name: str, description: str | None
+) -> IngestOutcome:
+    """Write the rows of a folder whose files are stored already."""
+    digest = adapter_digest({path: blob.sha256 for path, blob in stored.items()})
+    versions = session.scalars(select(AdapterRow).where(AdapterRow.name == name).order_by(AdapterRow.version)).all()
+    same = [row for row in versions if row.digest == digest]
+    if same:
+        return _record_again(session, same[-1], folder, stored, description)
+    row = AdapterRow(
+        id=next_id(session, AdapterRow),
+        name=name,
+        version=versions[-1].version + 1 if versions else 1,
+        digest=digest,
+        cohort_id=_cohort_id(session, folder),
+        base_model=folder.base_model,
+        rank=folder.rank,
+        weight_count=folder.layout.weight_count,
+        original_bytes=stored[WEIGHTS_FILE].size_bytes,
+        description=tidy_description(folder.description if description is None else description),
+        source=_printable(folder.path),
+        created_at=now(),
+        removed_at=None,
+    )
+    session.add(row)
+    session.flush()
+    session.add_all(_file_row(row.id, path, blob) for path, blob in stored.items())
+    return IngestOutcome("version" if versions else "new", adapter_record(row))
+
+
+def adapter_digest(digests: dict[str, str]) -> str:
+    """An adapter's identity: SHA-256 over the sorted (path, sha256) of its weights and config."""
+    return sha256_hex(canonical_json(sorted([path, digests[path]] for path in (CONFIG_FILE, WEIGHTS_FILE))).encode())
+
+
+def cohort_name(base_model: str, layout: Layout, rank: int, digest: str) -> str:
+    """A readable name: base model, rank, initials of the adapted layers, start of a digest."""
+    base = re.sub(r"[^a-z0-9]+", "-", base_model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")[:48] or "model"
+    layers = sorted({module.rsplit(".", 1)[-1] for module in layout.modules})
+    initials = re.sub(r"[^a-z0-9]", "", "".join(layer[0].lower() for layer in layers))[:8] or "x"
+    return f"{base}-r{rank}-{initials}-{digest}"
+
+
+def adapter_record(row: AdapterRow) -> Adapter:
+    """The record of a row that is loaded or flushed."""
+    return record_from_row(Adapter, "adapter", stored_values(row))
+
+
+def next_id(session: Session, table: type[Base]) -> int:
+    """The next free id, allocated by hand because the row's digest covers it; inside the write transaction."""
+    column: Any = table.__table__.c.id
+    return int(session.scalar(select(func.coalesce(func.max(column), 0) + 1)) or 1)
+
+
+def now() -> str:
+    """The time as it is stored."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _record_again(
+    session: Session, row: AdapterRow, folder: PeftFolder, stored: dict[str, StagedBlob], description: str | None
+) -> IngestOutcome:
+    changed = _record_files(session, row.id, stored)
+    if description is None:
+        # What `--description` once said stands until the card itself says something new.
+        description = folder.description if CARD_FILE in changed else row.description
+    wanted = tidy_description(description)
+    revived, described = row.removed_at is not None, row.description != wanted
+    if revived:
+        row.removed_at = None
+    if described:
+        row.description = wanted
+    session.flush()
+    kind: OutcomeKind = "revived" if revived else "updated" if changed or described else "known"
+    return IngestOutcome(kind, adapter_record(row))
+
+
+def _record_files(session: Session, adapter_id: int, stored: dict[str, StagedBlob]) -> set[str]:
+    """Make the adapter's file rows say what was stored; return the paths that are new, other or gone."""
+    rows = {
+        row.path: row for row in session.scalars(select(AdapterFileRow).where(AdapterFileRow.adapter_id == adapter_id))
+    }
+    changed = {path for path in rows.keys() | stored.keys() if path not in stored or path not in rows}
+    for path in rows.keys() - stored.keys():
+        session.delete(rows[path])
+    for path, blob in stored.items():
+        if path not in rows:
+            session.add(_file_row(adapter_id, path, blob))
+        elif rows[path].sha256 != blob.sha256:
+            rows[path].sha256, rows[path].size_bytes = blob.sha256, blob.size_bytes
+            changed.add(path)
+    return changed
+
+
+def _file_row(adapter_id: int, path: str, blob: StagedBlob) -> AdapterFileRow:
+    return AdapterFileRow(adapter_id=adapter_id, path=path, sha256=blob.sha256, size_bytes=blob.size_bytes)
+
+
+def _cohort_id(session: Session, folder: PeftFolder) -> int:
+    layout_digest = folder.layout.digest
+    same = (CohortRow.base_model == folder.base_model, CohortRow.layout_digest == layout_digest)
+    found = session.scalar(select(CohortRow.id).where(*same))
+    if found is not None:
+        return found
+    digest, chars = sha256_hex(canonical_json([folder.base_model, layout_digest]).encode()), _SHORT_DIGEST_CHARS
+    name = cohort_name(folder.base_model, folder.layout, folder.rank, digest[:chars])
+    while session.scalar(select(CohortRow.id).where(CohortRow.name == name)) is not None:
+        chars += 2
+        name = cohort_name(folder.base_model, folder.layout, folder.rank, digest[:chars])
+    row = CohortRow(
+        id=next_id(session, CohortRow),
+        name=name,
+        base_model=folder.base_model,
+        layout_digest=layout_digest,
+        layout=folder.layout.to_json(),
+        created_at=now(),
+    )
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def _printable(path: Path) -> str:
+    """The path as text that any database takes, whatever bytes are in it."""
+    return os.fsencode(path.absolute()).decode("utf-8", "replace").replace("\0", "\ufffd")

@@ -1,0 +1,163 @@
+"""Every question asked of a registry's rows, in SQL that both its readers speak.
+
+`reader.Reader` answers through the standard library's sqlite3, because importing SQLAlchemy alone
+takes longer than decoding an adapter; `store.Registry` answers through SQLAlchemy. Both give
+`_fetch`, and every row passes its digest on the way to becoming a record.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lorareg.registry.blobs import BlobStore
+from lorareg.registry.errors import (
+    UnknownAdapterError,
+    UnknownCohortError,
+    UnknownFileError,
+    UnknownGeneratorError,
+)
+from lorareg.registry.names import Ref, parse_ref, suggest
+from lorareg.registry.rows import record_from_row
+from lorareg.registry.types import Adapter, AdapterFile, Cohort, Encoding, Generator, Tag, TaskVector
+
+Record = TypeVar("Record")
+
+
+class Lookup(ABC):
+    """The read-only half of a registry."""
+
+    home: Path
+    blobs: BlobStore
+
+    @abstractmethod
+    def _fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
+        """Run a SELECT with `:named` parameters and return its rows."""
+
+    def adapter(self, ref: str) -> Adapter:
+        """The adapter that `task`, `task@3` or `task@label` names; without a version, the newest.
+
+        Raises:
+            InvalidNameError: `ref` is not of that form.
+            UnknownAdapterError: there is no such adapter, or it was removed.
+        """
+        asked = parse_ref(ref)
+        if asked.label is not None:
+            where = "id = (SELECT adapter_id FROM tag WHERE adapter_name = :name AND label = :label) AND name = :name"
+        else:
+            where = "name = :name" + (" AND version = :version" if asked.version is not None else "")
+        found = self._first(
+            Adapter,
+            "adapter",
+            f"WHERE {where} AND removed_at IS NULL ORDER BY version DESC LIMIT 1",
+            **_given(name=asked.name, label=asked.label, version=asked.version),
+        )
+        if found is None:
+            raise UnknownAdapterError(name=ref, home=self.home, hint=self._hint(asked))
+        return found
+
+    def adapters(
+        self, cohort_id: int | None = None, name: str | None = None, include_removed: bool = False
+    ) -> list[Adapter]:
+        """Adapters by name and version; those of one cohort or of one name if asked for."""
+        conditions = ["1 = 1"]
+        conditions += [] if cohort_id is None else ["cohort_id = :cohort_id"]
+        conditions += [] if name is None else ["name = :name"]
+        conditions += [] if include_removed else ["removed_at IS NULL"]
+        return self._all(
+            Adapter,
+            "adapter",
+            f"WHERE {' AND '.join(conditions)} ORDER BY name, version",
+            **_given(cohort_id=cohort_id, name=name),
+        )
+
+    def cohorts(self) -> list[Cohort]:
+        """Every cohort, by name."""
+        return self._all(Cohort, "cohort", "ORDER BY name")
+
+    def cohort(self, name_or_id: str | int) -> Cohort:
+        """One cohort.
+
+        Raises:
+            UnknownCohortError: there is none of that name or id.
+        """
+        column = "id" if isinstance(name_or_id, int) else "name"
+        found = self._first(Cohort, "cohort", f"WHERE {column} = :value", value=name_or_id)
+        if found is None:
+            raise UnknownCohortError(cohort=name_or_id, home=self.home)
+        return found
+
+    def files(self, adapter: Adapter) -> list[AdapterFile]:
+        """The adapter's files, by path."""
+        return self._all(AdapterFile, "adapter_file", "WHERE adapter_id = :id ORDER BY path", id=adapter.id)
+
+    def read_file(self, adapter: Adapter, path: str) -> bytes:
+        """One of the adapter's files, verified.
+
+        Raises:
+            UnknownFileError: the adapter has no such file.
+            MissingBlobError: its blob is gone.
+            IntegrityError: its blob is damaged.
+        """
+        files = {file.path: file for file in self.files(adapter)}
+        if path not in files:
+            raise UnknownFileError(ref=adapter.ref, path=path, files=", ".join(files))
+        return self.blobs.get(files[path].sha256)
+
+    def tags(self, adapter: Adapter) -> list[Tag]:
+        """The labels on this version, by label."""
+        return self._all(Tag, "tag", "WHERE adapter_id = :id ORDER BY label", id=adapter.id)
+
+    def task_vector(self, adapter_id: int, encoder: str) -> TaskVector | None:
+        """The adapter's task vector made by `encoder`, if there is one."""
+        where = "WHERE adapter_id = :adapter_id AND encoder = :encoder"
+        return self._first(TaskVector, "task_vector", where, adapter_id=adapter_id, encoder=encoder)
+
+    def generator(self, generator_id: int) -> Generator:
+        """One generator.
+
+        Raises:
+            UnknownGeneratorError: there is none of that id.
+        """
+        found = self._first(Generator, "generator", "WHERE id = :id", id=generator_id)
+        if found is None:
+            raise UnknownGeneratorError(generator=generator_id, home=self.home)
+        return found
+
+    def generators(self, cohort_id: int) -> list[Generator]:
+        """The cohort's generators, oldest version first."""
+        return self._all(Generator, "generator", "WHERE cohort_id = :id ORDER BY version", id=cohort_id)
+
+    def encoding(self, adapter_id: int) -> Encoding | None:
+        """The adapter's current encoding, if it has one."""
+        return self._first(Encoding, "encoding", "WHERE adapter_id = :id AND superseded_at IS NULL", id=adapter_id)
+
+    def encodings(self, cohort_id: int) -> list[Encoding]:
+        """The current encodings of the cohort's adapters, removed ones included, by adapter."""
+        members = "SELECT id FROM adapter WHERE cohort_id = :id"
+        where = f"WHERE superseded_at IS NULL AND adapter_id IN ({members}) ORDER BY adapter_id"
+        return self._all(Encoding, "encoding", where, id=cohort_id)
+
+    def _all(self, record: type[Record], table: str, rest: str, **parameters: object) -> list[Record]:
+        rows = self._fetch(f"SELECT * FROM {table} {rest}", **parameters)
+        return [record_from_row(record, table, row) for row in rows]
+
+    def _first(self, record: type[Record], table: str, rest: str, **parameters: object) -> Record | None:
+        return next(iter(self._all(record, table, rest, **parameters)), None)
+
+    def _hint(self, asked: Ref) -> str:
+        """What an unknown ref may have meant: another version, one in quarantine, or a near name."""
+        versions = self.adapters(name=asked.name, include_removed=True)
+        kept = [str(adapter.version) for adapter in versions if adapter.removed_at is None]
+        if kept:
+            return f" Its versions are {', '.join(kept)}."
+        if versions:
+            return f" It was removed; `lorareg restore {asked.name}` brings it back."
+        names = (row["name"] for row in self._fetch("SELECT DISTINCT name FROM adapter WHERE removed_at IS NULL"))
+        return suggest(asked.name, names)
+
+
+def _given(**parameters: object) -> dict[str, object]:
+    return {name: value for name, value in parameters.items() if value is not None}

@@ -1,0 +1,72 @@
+"""The decode path's view of a registry: read-only, with neither SQLAlchemy nor torch behind it.
+
+A registry of an older schema is opened once through `store`, which backs it up and migrates it;
+after that this reader continues on its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+from lorareg.registry.blobs import BlobStore
+from lorareg.registry.home import BLOBS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, resolve_home
+from lorareg.registry.lookup import Lookup
+from lorareg.registry.revision import database_error, is_current
+
+
+class Reader(Lookup):
+    """Reads a registry. Use it as a context manager, or `close` it."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        """Open the registry at `home` (see `home.resolve_home`).
+
+        Raises:
+            RegistryError: there is none, or it cannot be read.
+            NewerSchemaError: a newer lorareg wrote it.
+        """
+        self.home = resolve_home(home)
+        self.blobs = BlobStore(self.home / BLOBS_FOLDER)
+        if not is_current(self.home):
+            from lorareg.registry.store import Registry
+
+            Registry.open(self.home, create=False).close()
+        self._connection = _connect_read_only(self.home)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
+        try:
+            rows = self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise database_error(self.home, error) from error
+        return [dict(row) for row in rows]
+
+
+def _connect_read_only(home: Path) -> sqlite3.Connection:
+    path = (home / DATABASE_FILE).absolute()
+    uri = f"file:{quote(path.as_posix())}?mode=ro"
+    if not os.access(home, os.W_OK) and not path.with_name(f"{DATABASE_FILE}-wal").exists():
+        # WAL needs a shared-memory file beside the database, which read-only media cannot be given.
+        uri += "&immutable=1"
+    try:
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)
+    except sqlite3.Error as error:
+        raise database_error(home, error) from error
+    connection.row_factory = sqlite3.Row
+    return connection

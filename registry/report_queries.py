@@ -1,0 +1,231 @@
+"""The SQL behind `report`: what is stored, for what, in bytes.
+
+Every blob a row names is put in one `Use`. A blob that several rows name counts once, under the use
+that needs it most (the lowest), so the sums over uses add up to what the blob store holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    LargeBinary,
+    RowMapping,
+    Select,
+    Subquery,
+    Table,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    select,
+    text,
+    union_all,
+)
+
+from lorareg.registry.schema import (
+    AdapterFileRow,
+    AdapterRow,
+    Base,
+    CohortRow,
+    EncodingRow,
+    GeneratorRow,
+    TaskVectorRow,
+)
+from lorareg.registry.types import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+
+INTEGER_BYTES = 8
+
+
+class Use(IntEnum):
+    """What a blob is kept for, from needed most to needed least."""
+
+    CODE = 0
+    GENERATOR = 1
+    UNCOMPRESSED = 2  # weights of an adapter that has no encoding
+    SIDE_FILE = 3  # config and card
+    ORIGINAL = 4  # weights of an adapter that has an encoding
+    EVALUATION = 5  # samples and held-out text
+    QUARANTINED = 6  # of a removed adapter
+    SUPERSEDED = 7  # an older encoding, or a generator that no encoding uses
+
+
+_live = AdapterRow.removed_at.is_(None)
+_current = EncodingRow.superseded_at.is_(None)
+
+
+def table_of(model: type[Base]) -> Table:
+    """The table behind a model."""
+    table = model.__table__
+    assert isinstance(table, Table)
+    return table
+
+
+def row_bytes(model: type[Base], leave_out: Sequence[str] = ()) -> ColumnElement[int]:
+    """The bytes one row's values take: text and blobs as long as they are, an integer 8; 0 for no row."""
+    total: ColumnElement[int] = literal(0)
+    for column in table_of(model).columns:
+        if column.name in leave_out:
+            continue
+        if isinstance(column.type, Integer):
+            total = total + case((column.is_not(None), INTEGER_BYTES), else_=0)
+        else:
+            total = total + func.coalesce(func.length(cast(column, LargeBinary)), 0)
+    return total
+
+
+def _generators_in_use() -> Select[Any]:
+    return (
+        select(EncodingRow.generator_id)
+        .join(AdapterRow, AdapterRow.id == EncodingRow.adapter_id)
+        .where(_live, _current, EncodingRow.generator_id.is_not(None))
+    )
+
+
+def _references() -> Subquery:
+    """(cohort_id, sha256, size_bytes, use) for every blob that any row names."""
+    file_use = case(
+        (AdapterRow.removed_at.is_not(None), Use.QUARANTINED.value),
+        (AdapterFileRow.path.in_([CONFIG_FILE, CARD_FILE]), Use.SIDE_FILE.value),
+        (AdapterFileRow.path != WEIGHTS_FILE, Use.EVALUATION.value),
+        (EncodingRow.id.is_(None), Use.UNCOMPRESSED.value),
+        else_=Use.ORIGINAL.value,
+    )
+    files = (
+        select(AdapterRow.cohort_id, AdapterFileRow.sha256, AdapterFileRow.size_bytes, file_use.label("use"))
+        .join(AdapterRow, AdapterRow.id == AdapterFileRow.adapter_id)
+        .outerjoin(EncodingRow, and_(EncodingRow.adapter_id == AdapterRow.id, _current))
+    )
+    encoding_use = case(
+        (AdapterRow.removed_at.is_not(None), Use.QUARANTINED.value),
+        (EncodingRow.superseded_at.is_not(None), Use.SUPERSEDED.value),
+        else_=Use.CODE.value,
+    )
+    encodings = select(
+        AdapterRow.cohort_id, EncodingRow.sha256, EncodingRow.size_bytes, encoding_use.label("use")
+    ).join(AdapterRow, AdapterRow.id == EncodingRow.adapter_id)
+    generator_use = case((GeneratorRow.id.in_(_generators_in_use()), Use.GENERATOR.value), else_=Use.SUPERSEDED.value)
+    generators = select(
+        GeneratorRow.cohort_id, GeneratorRow.sha256, GeneratorRow.size_bytes, generator_use.label("use")
+    )
+    return union_all(files, encodings, generators).subquery("reference")
+
+
+def blob_bytes(connection: Connection) -> dict[Use, int]:
+    """Bytes of blobs by use over the whole registry, each blob once."""
+    reference = _references()
+    blob = (
+        select(func.max(reference.c.size_bytes).label("size_bytes"), func.min(reference.c.use).label("use"))
+        .group_by(reference.c.sha256)
+        .subquery("blob")
+    )
+    rows = connection.execute(select(blob.c.use, func.sum(blob.c.size_bytes)).group_by(blob.c.use))
+    found = {Use(use): int(size) for use, size in rows}
+    return {use: found.get(use, 0) for use in Use}
+
+
+def cohort_blob_bytes(connection: Connection) -> dict[int, dict[Use, int]]:
+    """Bytes of blobs by cohort and use, each blob once in a cohort."""
+    reference = _references()
+    blob = (
+        select(
+            reference.c.cohort_id,
+            func.max(reference.c.size_bytes).label("size_bytes"),
+            func.min(reference.c.use).label("use"),
+        )
+        .group_by(reference.c.cohort_id, reference.c.sha256)
+        .subquery("blob")
+    )
+    query = select(blob.c.cohort_id, blob.c.use, func.sum(blob.c.size_bytes)).group_by(blob.c.cohort_id, blob.c.use)
+    found: dict[int, dict[Use, int]] = {}
+    for cohort_id, use, size in connection.execute(query):
+        found.setdefault(cohort_id, dict.fromkeys(Use, 0))[Use(use)] = int(size)
+    return found
+
+
+def referenced_digests(connection: Connection) -> set[str]:
+    """The digests of every blob that any row names."""
+    return set(connection.execute(select(_references().c.sha256).distinct()).scalars())
+
+
+def cohort_rows(connection: Connection) -> Sequence[RowMapping]:
+    """Each cohort's id, name, base model and the bytes of its row."""
+    query = select(CohortRow.id, CohortRow.name, CohortRow.base_model, row_bytes(CohortRow).label("row_bytes"))
+    return connection.execute(query.order_by(CohortRow.name)).mappings().all()
+
+
+def adapter_rows(connection: Connection) -> Sequence[RowMapping]:
+    """One row for each adapter that is not removed, with all the bytes that are its own."""
+    side_file = and_(AdapterFileRow.path.in_([CONFIG_FILE, CARD_FILE]), _live)
+    own_blob = (
+        select(AdapterFileRow.sha256)
+        .join(AdapterRow, AdapterRow.id == AdapterFileRow.adapter_id)
+        .where(side_file)
+        .group_by(AdapterFileRow.sha256)
+        .having(func.count(AdapterFileRow.adapter_id) == 1)
+    )
+    own_size = case((and_(side_file, AdapterFileRow.sha256.in_(own_blob)), AdapterFileRow.size_bytes), else_=0)
+    files = (
+        select(
+            AdapterFileRow.adapter_id,
+            func.sum(own_size).label("side_bytes"),
+            func.sum(row_bytes(AdapterFileRow)).label("row_bytes"),
+        )
+        .join(AdapterRow, AdapterRow.id == AdapterFileRow.adapter_id)
+        .group_by(AdapterFileRow.adapter_id)
+        .subquery("file")
+    )
+    rows = row_bytes(AdapterRow) + row_bytes(EncodingRow) + row_bytes(TaskVectorRow, leave_out=["vector"])
+    query = (
+        select(
+            AdapterRow.id,
+            AdapterRow.name,
+            AdapterRow.version,
+            AdapterRow.cohort_id,
+            AdapterRow.original_bytes,
+            EncodingRow.tier,
+            EncodingRow.codec,
+            EncodingRow.size_bytes.label("code_bytes"),
+            EncodingRow.tolerance,
+            EncodingRow.fidelity,
+            EncodingRow.generator_id,
+            GeneratorRow.arch,
+            GeneratorRow.version.label("generator_version"),
+            GeneratorRow.size_bytes.label("generator_bytes"),
+            func.coalesce(func.length(TaskVectorRow.vector), 0).label("task_vector_bytes"),
+            func.coalesce(files.c.side_bytes, 0).label("side_bytes"),
+            (rows + func.coalesce(files.c.row_bytes, 0)).label("row_bytes"),
+        )
+        .outerjoin(EncodingRow, and_(EncodingRow.adapter_id == AdapterRow.id, _current))
+        .outerjoin(GeneratorRow, GeneratorRow.id == EncodingRow.generator_id)
+        .outerjoin(
+            TaskVectorRow,
+            and_(TaskVectorRow.adapter_id == AdapterRow.id, TaskVectorRow.encoder == GeneratorRow.encoder),
+        )
+        .outerjoin(files, files.c.adapter_id == AdapterRow.id)
+        .where(_live)
+        .order_by(AdapterRow.name, AdapterRow.version)
+    )
+    return connection.execute(query).mappings().all()
+
+
+def generator_row_bytes(connection: Connection) -> dict[int, int]:
+    """Bytes of the rows of generators in use, by cohort."""
+    query = (
+        select(GeneratorRow.cohort_id, func.sum(row_bytes(GeneratorRow)))
+        .where(GeneratorRow.id.in_(_generators_in_use()))
+        .group_by(GeneratorRow.cohort_id)
+    )
+    return {cohort_id: int(size) for cohort_id, size in connection.execute(query)}
+
+
+def database_bytes(connection: Connection) -> int:
+    """Bytes of the database file: its pages, used or free."""
+    pages = connection.execute(text("PRAGMA page_count")).scalar_one()
+    return int(pages) * int(connection.execute(text("PRAGMA page_size")).scalar_one())

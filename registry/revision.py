@@ -1,0 +1,69 @@
+"""Which schema a registry's database has, found without SQLAlchemy or Alembic."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from lorareg.registry.errors import NewerSchemaError, RegistryError
+from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_FILE
+from lorareg.registry.rows import SCHEMA_REVISION
+
+BASE_REVISION = "base"
+"""What Alembic calls a database with no tables yet."""
+
+
+def is_current(home: Path) -> bool:
+    """Whether the registry at `home` has the schema that this lorareg knows.
+
+    Raises:
+        RegistryError: there is no registry, or its database cannot be read.
+        NewerSchemaError: a newer lorareg wrote it.
+    """
+    if not (home / DATABASE_FILE).is_file():
+        raise RegistryError(
+            home=home,
+            reason="there is no registry here",
+            remedy="`lorareg ingest PATH` makes one; --home names another.",
+        )
+    return read_revision(home) == SCHEMA_REVISION
+
+
+def read_revision(home: Path) -> str:
+    """The schema revision of the database at `home`, `BASE_REVISION` if it has no tables.
+
+    Raises:
+        RegistryError: its database cannot be read, or is not a registry's.
+        NewerSchemaError: a newer lorareg wrote it.
+    """
+    try:
+        with closing(sqlite3.connect(home / DATABASE_FILE, timeout=BUSY_TIMEOUT_S)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            found = (
+                "alembic_version" in tables and connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            )
+    except sqlite3.Error as error:
+        raise database_error(home, error) from error
+    if tables - {"alembic_version"} and not found:
+        raise RegistryError(
+            home=home, reason=f"{DATABASE_FILE} is not a lorareg database", remedy="Choose another folder with --home."
+        )
+    revision = str(found[0]) if found else BASE_REVISION
+    if revision != BASE_REVISION and revision > SCHEMA_REVISION:
+        raise NewerSchemaError(home=home, found=revision, expected=SCHEMA_REVISION)
+    return revision
+
+
+def database_error(home: Path, error: BaseException) -> RegistryError:
+    """Say what the database said, and what to do about it."""
+    reason = str(error)
+    if "locked" in reason or "busy" in reason:
+        remedy = f"Another process has been writing for {BUSY_TIMEOUT_S:.0f} s; try again when it is done."
+    elif "full" in reason:
+        remedy = "Free some space; nothing was half written."
+    elif "readonly" in reason or "unable to open" in reason:
+        remedy = "Check the permissions of the folder and the files in it."
+    else:
+        remedy = "Run `lorareg check`; copies from before each migration are in its backups folder."
+    return RegistryError(home=home, reason=f"the database says: {reason}", remedy=remedy)

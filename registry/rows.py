@@ -1,0 +1,53 @@
+"""From a database row to a record, and the digest that guards the way.
+
+Both readers use this: the ORM (`schema`, `store`) and the decode path's own (`reader`), which must
+not import SQLAlchemy because that alone takes longer than decoding an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from lorareg.registry.errors import IntegrityError
+from lorareg.registry.types import canonical_json, sha256_hex
+
+SCHEMA_REVISION = "0001"
+"""The newest migration, four digits. Here, so that the decode path can compare without Alembic."""
+
+Record = TypeVar("Record")
+
+
+def row_digest(table: str, values: Mapping[str, Any]) -> str:
+    """SHA-256 over the table's name and every column but the digest itself; bytes count as hex."""
+    plain = {k: v.hex() if isinstance(v, bytes) else v for k, v in values.items() if k != "row_digest"}
+    return sha256_hex(canonical_json([table, plain]).encode())
+
+
+def verify_row(table: str, values: Mapping[str, Any]) -> None:
+    """Check a row's columns, `row_digest` among them, against that digest.
+
+    Raises:
+        IntegrityError: the row's columns no longer match the digest written with them.
+    """
+    found = row_digest(table, values)
+    if found != values["row_digest"]:
+        label = values.get("id", values.get("name", values.get("adapter_id")))
+        raise IntegrityError(
+            what=f"Row {label} of table {table!r}",
+            expected=f"digest {values['row_digest']}",
+            found=found,
+            remedy="Restore the database from a backup.",
+        )
+
+
+def record_from_row(record: type[Record], table: str, row: Mapping[str, Any]) -> Record:
+    """Verify a row against its digest and turn it into its record.
+
+    Raises:
+        IntegrityError: the row's columns no longer match the digest written with them.
+    """
+    values = {k: bytes(v) if isinstance(v, memoryview) else v for k, v in row.items()}
+    verify_row(table, values)
+    return record(**{f.name: values[f.name] for f in fields(record)})  # type: ignore[arg-type]

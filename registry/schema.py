@@ -1,0 +1,156 @@
+"""The tables, as SQLAlchemy models.
+
+Portable between SQLite and PostgreSQL: integers, text, bytes; times are ISO 8601 text in UTC and
+structured values canonical JSON text, so that what is hashed is what is stored.
+
+SQLite's own integrity check misses most bit flips inside a page, so every row carries
+`row_digest`: SHA-256 over its other columns, set on flush and verified whenever a row becomes a
+record. A new column goes with a migration that rewrites the digests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, LargeBinary, MetaData, UniqueConstraint, event, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
+
+from lorareg.registry.rows import row_digest, verify_row
+
+
+class Base(DeclarativeBase):
+    """Declarative base; constraint names are fixed so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+    row_digest: Mapped[str] = mapped_column(sort_order=1000)
+
+
+class CohortRow(Base):
+    __tablename__ = "cohort"
+    __table_args__ = (UniqueConstraint("base_model", "layout_digest"), UniqueConstraint("name"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    base_model: Mapped[str]
+    layout_digest: Mapped[str]
+    layout: Mapped[str]
+    created_at: Mapped[str]
+
+
+class AdapterRow(Base):
+    __tablename__ = "adapter"
+    __table_args__ = (UniqueConstraint("name", "version"), Index(None, "cohort_id", "name"), Index(None, "digest"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    version: Mapped[int]
+    digest: Mapped[str]
+    cohort_id: Mapped[int] = mapped_column(ForeignKey("cohort.id"))
+    base_model: Mapped[str]
+    rank: Mapped[int]
+    weight_count: Mapped[int]
+    original_bytes: Mapped[int]
+    description: Mapped[str]
+    source: Mapped[str]
+    created_at: Mapped[str]
+    removed_at: Mapped[str | None]
+
+
+class AdapterFileRow(Base):
+    __tablename__ = "adapter_file"
+    __table_args__ = (Index(None, "sha256"),)
+
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id"), primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+
+
+class TagRow(Base):
+    __tablename__ = "tag"
+
+    adapter_name: Mapped[str] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id"), index=True)
+    created_at: Mapped[str]
+
+
+class TaskVectorRow(Base):
+    __tablename__ = "task_vector"
+
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id"), primary_key=True)
+    encoder: Mapped[str] = mapped_column(primary_key=True)
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[str]
+
+
+class GeneratorRow(Base):
+    __tablename__ = "generator"
+    __table_args__ = (UniqueConstraint("cohort_id", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    cohort_id: Mapped[int] = mapped_column(ForeignKey("cohort.id"))
+    version: Mapped[int]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    arch: Mapped[str]
+    encoder: Mapped[str]
+    config: Mapped[str]
+    metrics: Mapped[str]
+    created_at: Mapped[str]
+
+
+class EncodingRow(Base):
+    """At most one encoding of an adapter is current: the one with no `superseded_at`."""
+
+    __tablename__ = "encoding"
+    __table_args__ = (
+        Index(
+            "uq_encoding_current",
+            "adapter_id",
+            unique=True,
+            sqlite_where=text("superseded_at IS NULL"),
+            postgresql_where=text("superseded_at IS NULL"),
+        ),
+        Index(None, "generator_id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id"))
+    generator_id: Mapped[int | None] = mapped_column(ForeignKey("generator.id"))
+    codec: Mapped[str]
+    tier: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    output_digest: Mapped[str]
+    output_bytes: Mapped[int]
+    tolerance: Mapped[str]
+    fidelity: Mapped[str]
+    created_at: Mapped[str]
+    superseded_at: Mapped[str | None]
+
+
+def stored_values(row: Base) -> dict[str, Any]:
+    """Every column of a row as it is stored, `row_digest` included."""
+    return {column.key: getattr(row, column.key) for column in row.__mapper__.columns}
+
+
+@event.listens_for(Base, "before_insert", propagate=True)
+@event.listens_for(Base, "before_update", propagate=True)
+def _sign(mapper: Mapper[Any], connection: Connection, row: Base) -> None:
+    row.row_digest = row_digest(row.__table__.name, stored_values(row))  # type: ignore[attr-defined]
+
+
+@event.listens_for(Base, "load", propagate=True)
+def _verify(row: Base, context: object) -> None:
+    """A damaged row must not be signed anew by the update it was loaded for."""
+    verify_row(row.__table__.name, stored_values(row))  # type: ignore[attr-defined]

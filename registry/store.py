@@ -1,0 +1,362 @@
+"""The registry: what a home folder holds, and every way to change it.
+
+The database's commit is the only commit point: blobs are stored, and last, before the transaction
+that mentions them begins. Nothing here ever deletes bytes; removing an adapter is a row update.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import func, select, text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
+
+from lorareg.registry.blobs import BlobStore, StagedBlob
+from lorareg.registry.database import create_registry_engine, reading, writing
+from lorareg.registry.errors import (
+    IntegrityError,
+    LayoutMismatchError,
+    LoraregError,
+    MissingBlobError,
+    UnknownAdapterError,
+    UnknownCohortError,
+    UnknownGeneratorError,
+)
+from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, resolve_home
+from lorareg.registry.ingest import (
+    IngestOutcome,
+    IngestRequest,
+    adapter_record,
+    next_id,
+    now,
+    record_adapter,
+    store_files,
+)
+from lorareg.registry.lookup import Lookup
+from lorareg.registry.migrate import Migration, migrate
+from lorareg.registry.names import parse_ref, validate_label, validate_task_name
+from lorareg.registry.peft_format import PeftFolder, read_folder
+from lorareg.registry.revision import is_current
+from lorareg.registry.rows import record_from_row
+from lorareg.registry.schema import (
+    AdapterRow,
+    CohortRow,
+    EncodingRow,
+    GeneratorRow,
+    TagRow,
+    TaskVectorRow,
+    stored_values,
+)
+from lorareg.registry.types import (
+    Adapter,
+    Encoding,
+    Finding,
+    Generator,
+    NewEncoding,
+    NewGenerator,
+    Tag,
+    TaskVector,
+    canonical_json,
+)
+
+_INGEST_THREADS = 2
+_INGEST_AHEAD = 4
+
+
+class Registry(Lookup):
+    """An open registry. Use it as a context manager, or `close` it."""
+
+    def __init__(self, home: Path, engine: Engine) -> None:
+        """Wrap an engine whose database is current; `open` is the way in."""
+        self.home = home
+        self.blobs = BlobStore(home / BLOBS_FOLDER)
+        self.engine = engine
+
+    @classmethod
+    def open(cls, home: Path | None = None, *, create: bool) -> Registry:
+        """Open the registry at `home` (see `home.resolve_home`), migrating it after a backup if it is older.
+
+        Raises:
+            RegistryError: there is none and `create` is false, or it cannot be read.
+            NewerSchemaError: a newer lorareg wrote it.
+        """
+        home = resolve_home(home)
+        make = create and not (home / DATABASE_FILE).exists()
+        if make or not is_current(home):
+            migrate(home)
+        return cls(home, create_registry_engine(home))
+
+    @staticmethod
+    def migrate(home: Path | None = None) -> Migration:
+        """Migrate the registry at `home` and say what was done.
+
+        Raises:
+            RegistryError: there is none, or it cannot be written.
+            NewerSchemaError: a newer lorareg wrote it.
+        """
+        home = resolve_home(home)
+        is_current(home)
+        return migrate(home)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """One consistent snapshot, for SQL that spans several statements."""
+        return reading(self.engine, self.home)
+
+    def ingest(self, folder: PeftFolder, *, name: str, description: str | None = None) -> IngestOutcome:
+        """Take in a folder that `peft_format.read_folder` has read; ingesting it again changes nothing.
+
+        Raises:
+            InvalidNameError: `name` is not a task name.
+            InvalidAdapterError: a file changed since it was read, or a weight is not finite.
+            RegistryError: the database refused.
+        """
+        validate_task_name(name)
+        stored = store_files(self.blobs, folder)
+        with self._writing() as session:
+            return record_adapter(session, folder, stored, name, description)
+
+    def ingest_each(self, requests: Iterable[IngestRequest]) -> Iterator[IngestOutcome | LoraregError]:
+        """Ingest many folders, in order: while one is recorded, the next are read, copied and flushed.
+
+        One that is refused is yielded as its error, and the rest go on.
+        """
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        waiting = iter(requests)
+        ahead: deque[tuple[IngestRequest, Future[tuple[PeftFolder, dict[str, StagedBlob]]]]] = deque()
+        with ThreadPoolExecutor(max_workers=_INGEST_THREADS) as threads:
+            while True:
+                for request in islice(waiting, _INGEST_AHEAD - len(ahead)):
+                    ahead.append((request, threads.submit(self._store, request)))
+                if not ahead:
+                    return
+                request, storing = ahead.popleft()
+                try:
+                    folder, stored = storing.result()
+                    with self._writing() as session:
+                        outcome = record_adapter(session, folder, stored, request.name, request.description)
+                except LoraregError as error:
+                    yield error
+                else:
+                    yield outcome
+
+    def tag(self, adapter: Adapter, label: str) -> Tag:
+        """Put `label` on this version, moving it from any other version of the name.
+
+        Raises:
+            InvalidNameError: it is not a label.
+            UnknownAdapterError: the adapter is not in this registry.
+        """
+        validate_label(label)
+        with self._writing() as session:
+            self._adapter_row(session, adapter)
+            row = session.get(TagRow, (adapter.name, label))
+            if row is None:
+                row = TagRow(adapter_name=adapter.name, label=label, adapter_id=adapter.id, created_at=now())
+                session.add(row)
+            elif row.adapter_id != adapter.id:
+                row.adapter_id, row.created_at = adapter.id, now()
+            session.flush()
+            return record_from_row(Tag, "tag", stored_values(row))
+
+    def untag(self, adapter: Adapter, label: str) -> bool:
+        """Take `label` off this version; whether it was there."""
+        with self._writing() as session:
+            row = session.get(TagRow, (adapter.name, validate_label(label)))
+            if row is None or row.adapter_id != adapter.id:
+                return False
+            session.delete(row)
+            return True
+
+    def remove(self, adapter: Adapter) -> Adapter:
+        """Put this version in quarantine: it no longer resolves, its bytes stay, `restore` brings it back.
+
+        Raises:
+            UnknownAdapterError: the adapter is not in this registry.
+        """
+        with self._writing() as session:
+            row = self._adapter_row(session, adapter)
+            if row.removed_at is None:
+                row.removed_at = now()
+            session.flush()
+            return adapter_record(row)
+
+    def restore(self, ref: str) -> Adapter:
+        """Bring a removed version back; without a version, the one removed last.
+
+        Raises:
+            UnknownAdapterError: nothing removed has that name, version or label.
+        """
+        asked = parse_ref(ref)
+        query = select(AdapterRow).where(AdapterRow.name == asked.name, AdapterRow.removed_at.is_not(None))
+        if asked.version is not None:
+            query = query.where(AdapterRow.version == asked.version)
+        if asked.label is not None:
+            tagged = select(TagRow.adapter_id).where(TagRow.adapter_name == asked.name, TagRow.label == asked.label)
+            query = query.where(AdapterRow.id.in_(tagged))
+        with self._writing() as session:
+            row = session.scalars(query.order_by(AdapterRow.removed_at.desc(), AdapterRow.version.desc())).first()
+            if row is None:
+                raise UnknownAdapterError(name=ref, home=self.home, hint=" Nothing removed goes by that name.")
+            row.removed_at = None
+            session.flush()
+            return adapter_record(row)
+
+    def put_task_vector(self, adapter_id: int, encoder: str, vector: bytes) -> TaskVector:
+        """Store the adapter's task vector made by `encoder`, replacing an older one.
+
+        Raises:
+            UnknownAdapterError: there is no adapter of that id.
+        """
+        with self._writing() as session:
+            if session.get(AdapterRow, adapter_id) is None:
+                raise UnknownAdapterError(name=f"with id {adapter_id}", home=self.home, hint="")
+            row = session.get(TaskVectorRow, (adapter_id, encoder))
+            if row is None:
+                row = TaskVectorRow(adapter_id=adapter_id, encoder=encoder, vector=vector, created_at=now())
+                session.add(row)
+            elif row.vector != vector:
+                row.vector, row.created_at = vector, now()
+            session.flush()
+            return record_from_row(TaskVector, "task_vector", stored_values(row))
+
+    def record_generator(self, new: NewGenerator) -> Generator:
+        """Record a generator whose file is stored; the same file with the same config is not recorded twice.
+
+        Raises:
+            UnknownCohortError: there is no cohort of that id.
+            MissingBlobError: its file is not in the blob store.
+            IntegrityError: its file has another size.
+        """
+        self._check_blob(new.sha256, new.size_bytes)
+        config = canonical_json(new.config)
+        with self._writing() as session:
+            if session.get(CohortRow, new.cohort_id) is None:
+                raise UnknownCohortError(cohort=new.cohort_id, home=self.home)
+            mine = GeneratorRow.cohort_id == new.cohort_id
+            row = session.scalar(select(GeneratorRow).where(mine, GeneratorRow.sha256 == new.sha256))
+            if row is None or row.config != config:
+                newest = session.scalar(select(func.max(GeneratorRow.version)).where(mine)) or 0
+                row = GeneratorRow(
+                    id=next_id(session, GeneratorRow),
+                    cohort_id=new.cohort_id,
+                    version=newest + 1,
+                    sha256=new.sha256,
+                    size_bytes=new.size_bytes,
+                    arch=new.arch,
+                    encoder=new.encoder,
+                    config=config,
+                    metrics=canonical_json(new.metrics),
+                    created_at=now(),
+                )
+                session.add(row)
+                session.flush()
+            return record_from_row(Generator, "generator", stored_values(row))
+
+    def record_encoding(self, new: NewEncoding) -> Encoding:
+        """Make this the adapter's current encoding, superseding the one before in the same transaction.
+
+        Raises:
+            MissingBlobError: its code is not in the blob store.
+            IntegrityError: its code has another size.
+            UnknownAdapterError: there is no adapter of that id.
+            UnknownGeneratorError: there is no generator of that id.
+            LayoutMismatchError: the generator is of another cohort than the adapter.
+        """
+        self._check_blob(new.sha256, new.size_bytes)
+        tolerance, fidelity = canonical_json(new.tolerance), canonical_json(new.fidelity)
+        with self._writing() as session:
+            self._check_generator(session, new)
+            current = select(EncodingRow).where(
+                EncodingRow.adapter_id == new.adapter_id, EncodingRow.superseded_at.is_(None)
+            )
+            for older in session.scalars(current):
+                older.superseded_at = now()
+            session.flush()
+            row = EncodingRow(
+                id=next_id(session, EncodingRow),
+                adapter_id=new.adapter_id,
+                generator_id=new.generator_id,
+                codec=new.codec,
+                tier=new.tier,
+                sha256=new.sha256,
+                size_bytes=new.size_bytes,
+                output_digest=new.output_digest,
+                output_bytes=new.output_bytes,
+                tolerance=tolerance,
+                fidelity=fidelity,
+                created_at=now(),
+                superseded_at=None,
+            )
+            session.add(row)
+            session.flush()
+            return record_from_row(Encoding, "encoding", stored_values(row))
+
+    def check(self, read_data: bool = False) -> Iterator[Finding]:
+        """Walk everything and yield what is wrong; see `check.check`. Changes nothing."""
+        from lorareg.registry.check import check
+
+        return check(self, read_data)
+
+    def _writing(self) -> AbstractContextManager[Session]:
+        return writing(self.engine, self.home)
+
+    def _store(self, request: IngestRequest) -> tuple[PeftFolder, dict[str, StagedBlob]]:
+        validate_task_name(request.name)
+        folder = read_folder(request.path)
+        return folder, store_files(self.blobs, folder)
+
+    def _fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
+        with self.reading() as connection:
+            return [dict(row) for row in connection.execute(text(sql), parameters).mappings()]
+
+    def _adapter_row(self, session: Session, adapter: Adapter) -> AdapterRow:
+        row = session.get(AdapterRow, adapter.id)
+        if row is None or row.name != adapter.name:
+            raise UnknownAdapterError(name=adapter.ref, home=self.home, hint="")
+        return row
+
+    def _check_blob(self, sha256: str, size_bytes: int) -> None:
+        if sha256 not in self.blobs:
+            raise MissingBlobError(digest=sha256, store=self.blobs.root)
+        found = self.blobs.size(sha256)
+        if found != size_bytes:
+            raise IntegrityError(
+                what=f"Blob {sha256}", expected=f"{size_bytes} bytes", found=f"{found}", remedy="Store it again."
+            )
+
+    def _check_generator(self, session: Session, new: NewEncoding) -> None:
+        adapter = session.get(AdapterRow, new.adapter_id)
+        if adapter is None:
+            raise UnknownAdapterError(name=f"with id {new.adapter_id}", home=self.home, hint="")
+        if new.generator_id is None:
+            return
+        generator = session.get(GeneratorRow, new.generator_id)
+        if generator is None:
+            raise UnknownGeneratorError(generator=new.generator_id, home=self.home)
+        if generator.cohort_id != adapter.cohort_id:
+            raise LayoutMismatchError(
+                what=f"Adapter {adapter.name}@{adapter.version}",
+                found=f"cohort {adapter.cohort_id}'s",
+                expected=f"that of cohort {generator.cohort_id}, which generator {generator.id} covers",
+                remedy="Use a generator of its own cohort.",
+            )

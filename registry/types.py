@@ -1,0 +1,224 @@
+"""The nouns of lorareg as immutable records: what rows say once they have left the database.
+
+Records carry names, digests and sizes, never tensors. A record whose class has a table (see
+`schema`) has the same field names as that table's columns, so one function turns a verified row
+into its record whichever way it was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Factor = Literal["A", "B"]
+Tier = Literal["lossless", "residual", "generated"]
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+CARD_FILE = "README.md"
+SAMPLES_FILE = "samples.json"
+EVAL_FILE = "eval.safetensors"
+EVAL_SUMMARY_FILE = "eval.json"
+
+TEXT_ENCODER_PREFIX = "text:"
+"""Task vectors whose encoder starts so were made from the description alone, with no base model."""
+
+
+def canonical_json(value: object) -> str:
+    """The one JSON form that is stored and hashed: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """SHA-256 of `data` as 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One weight matrix of an adapter: factor A (rank, d_in) or B (d_out, rank) of a module."""
+
+    module: str
+    factor: Factor
+    shape: tuple[int, int]
+    dtype: str  # safetensors name: F32, F16, BF16
+    key: str  # the tensor's name in the file
+
+    @property
+    def weight_count(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The ordered slots of an adapter, A before B within a module, modules in natural order.
+
+    `scales` holds one factor a module, in order of first appearance: what PEFT multiplies B @ A by
+    (alpha / r, or alpha / sqrt(r)). Its digest, over slots and scales, decides who can share a cohort.
+    """
+
+    slots: tuple[Slot, ...]
+    scales: tuple[float, ...]
+
+    @property
+    def weight_count(self) -> int:
+        return sum(slot.weight_count for slot in self.slots)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(slot.module for slot in self.slots if slot.factor == "A")
+
+    def to_json(self) -> str:
+        rows = [[s.module, s.factor, list(s.shape), s.dtype, s.key] for s in self.slots]
+        return canonical_json({"slots": rows, "scales": list(self.scales)})
+
+    @staticmethod
+    def from_json(text: str) -> Layout:
+        fields = json.loads(text)
+        slots = tuple(Slot(m, f, (shape[0], shape[1]), dtype, key) for m, f, shape, dtype, key in fields["slots"])
+        return Layout(slots, tuple(fields["scales"]))
+
+    @property
+    def digest(self) -> str:
+        return sha256_hex(self.to_json().encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Adapters with the same base model and layout, which one generator can cover."""
+
+    id: int
+    name: str
+    base_model: str
+    layout_digest: str
+    layout: str  # Layout.to_json()
+    created_at: str  # ISO 8601, UTC, as everywhere
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One LoRA as ingested. `digest` is over the sorted (path, sha256) of its weights and config."""
+
+    id: int
+    name: str
+    version: int
+    digest: str
+    cohort_id: int
+    base_model: str
+    rank: int
+    weight_count: int
+    original_bytes: int  # of the weights file
+    description: str
+    source: str  # the path it was ingested from
+    created_at: str
+    removed_at: str | None  # in quarantine since
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """One file of an adapter, kept as a blob."""
+
+    adapter_id: int
+    path: str  # relative, POSIX, validated by `names`
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A movable label on one version of a name: `task@label`."""
+
+    adapter_name: str
+    label: str
+    adapter_id: int
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskVector:
+    """The vector a generator is conditioned on: little-endian float32, made by `encoder`."""
+
+    adapter_id: int
+    encoder: str
+    vector: bytes
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """A trained decoder and its shared tables, immutable; `version` counts within the cohort."""
+
+    id: int
+    cohort_id: int
+    version: int
+    sha256: str
+    size_bytes: int
+    arch: str
+    encoder: str  # of the task vectors it expects
+    config: str  # canonical JSON
+    metrics: str  # canonical JSON
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How an adapter is stored, and what was measured when its stored bytes were decoded."""
+
+    id: int
+    adapter_id: int
+    generator_id: int | None
+    codec: str
+    tier: Tier
+    sha256: str  # of the stored code
+    size_bytes: int
+    output_digest: str  # sha256 of the weights file that decoding writes
+    output_bytes: int
+    tolerance: str  # canonical JSON
+    fidelity: str  # canonical JSON
+    created_at: str
+    superseded_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewGenerator:
+    """What `Registry.record_generator` takes; the blob is stored already."""
+
+    cohort_id: int
+    sha256: str
+    size_bytes: int
+    arch: str
+    encoder: str
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NewEncoding:
+    """What `Registry.record_encoding` takes; blobs are stored, decoded and measured already."""
+
+    adapter_id: int
+    generator_id: int | None
+    codec: str
+    tier: Tier
+    sha256: str
+    size_bytes: int
+    output_digest: str
+    output_bytes: int
+    tolerance: dict[str, Any]
+    fidelity: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing `check` found: an error, or information that asks for nothing."""
+
+    what: str
+    problem: str
+    remedy: str
+    severity: Literal["error", "information"] = "error"

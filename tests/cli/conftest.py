@@ -1,0 +1,119 @@
+"""Registries to run commands on, made from a few of the sample adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorareg.cli.main import main
+from lorareg.registry.peft_format import read_folder
+from lorareg.registry.store import Registry
+from lorareg.registry.types import Encoding, NewEncoding, NewGenerator, canonical_json
+
+SAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
+TASKS = ("man-de", "man-nl", "src-rust")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    exit_code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `lorareg` with arguments in this process, through its own error handler."""
+
+    def run_command(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run_command
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A folder with three of the sample adapters."""
+    for task in TASKS:
+        shutil.copytree(SAMPLES / task, tmp_path / "adapters" / task)
+    return tmp_path / "adapters"
+
+
+@pytest.fixture
+def home(tmp_path: Path, folders: Path) -> Path:
+    """A registry that has ingested them."""
+    home = tmp_path / "home"
+    with Registry.open(home, create=True) as registry:
+        for task in TASKS:
+            registry.ingest(read_folder(folders / task), name=task)
+    return home
+
+
+def record(registry: Registry, task: str, code: bytes, tier: str, error: float, generator_id: int | None) -> Encoding:
+    adapter = registry.adapter(task)
+    return registry.record_encoding(
+        NewEncoding(
+            adapter_id=adapter.id,
+            generator_id=generator_id,
+            codec="fake-1",
+            tier=tier,  # type: ignore[arg-type]
+            sha256=registry.blobs.put_bytes(code),
+            size_bytes=len(code),
+            output_digest="0" * 64,
+            output_bytes=adapter.original_bytes,
+            tolerance={"relative_error": 0.2},
+            fidelity={"relative_error": error, "worst_module": "layers.0.q_proj"},
+        )
+    )
+
+
+@pytest.fixture
+def encoded_home(home: Path) -> Path:
+    """The same, with a generator that two adapters use, a third that is lossless, and some history."""
+    with Registry.open(home, create=False) as registry:
+        cohort = registry.cohorts()[0]
+        body = b"generator" * 1000
+        generator = registry.record_generator(
+            NewGenerator(cohort.id, registry.blobs.put_bytes(body), len(body), "slots", "text:test", {}, {})
+        )
+        for task in ("man-de", "man-nl"):
+            registry.put_task_vector(registry.adapter(task).id, "text:test", b"\0" * 256)
+        record(registry, "man-de", b"older" * 50, "residual", 0.15, generator.id)
+        record(registry, "man-de", b"d" * 4000, "residual", 0.11, generator.id)
+        record(registry, "man-nl", b"n" * 100, "generated", 0.19, generator.id)
+        record(registry, "src-rust", b"r" * 200_000, "lossless", 0.0, None)
+        registry.blobs.put_bytes(b"nobody's")
+    return home
+
+
+@pytest.fixture
+def fingerprint() -> Callable[[Any], str]:
+    """Canonical JSON of the shape of a value: keys and kinds, not values."""
+
+    def shape(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shape(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [shape(value[0])] if value else []
+        return type(value).__name__
+
+    return lambda value: canonical_json(shape(value))

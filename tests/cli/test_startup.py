@@ -1,0 +1,35 @@
+"""The command as its own process: what it loads before it works, and how it is started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "sqlalchemy", "alembic", "numpy", "rich", "safetensors", "constriction")
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level modules in sys.modules after `statement` in a new interpreter."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("module", ["main", "ingest", "compress", "materialize", "list", "check", "output", "progress"])
+def test_the_command_line_starts_light(module: str) -> None:
+    assert imported_by(f"import lorareg.cli.{module}").isdisjoint(HEAVY)
+
+
+def test_listing_needs_neither_torch_nor_sqlalchemy(home: Path) -> None:
+    arguments = ["list", "--home", str(home)]
+    statement = f"from lorareg.cli.main import main\ntry: main({arguments!r})\nexcept SystemExit: pass"
+    assert imported_by(statement).isdisjoint({"torch", "sqlalchemy", "alembic", "numpy"})
+
+
+def test_python_m_runs_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "lorareg.cli", "nosuch"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "No such command 'nosuch'" in done.stderr

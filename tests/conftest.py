@@ -1,0 +1,88 @@
+"""Fixtures every room shares: real adapters, synthetic ones, and a registry of one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lorareg.registry.store import Registry
+
+ROOT = Path(__file__).parents[1]
+MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
+
+
+@pytest.fixture(scope="session")
+def shared_adapters() -> Path:
+    """The folder of real adapters beside the repository; tests that need it are skipped without it."""
+    folder = ROOT.parent / "shared" / "adapters"
+    if not folder.is_dir():
+        pytest.skip(f"the real adapters are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_adapters() -> Path:
+    """The real rank-2 adapters that the project ships."""
+    return ROOT / "examples" / "adapters"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where a registry may be made."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def registry(home: Path) -> Iterator[Registry]:
+    """A new, empty registry."""
+    with Registry.open(home, create=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path) -> Callable[..., Path]:
+    """Write small PEFT folders: `make_adapter("name", seed=1, config={"r": 4})`; see `write_adapter`."""
+
+    def make(name: str = "task", **options: Any) -> Path:
+        return write_adapter(tmp_path / "adapters" / name, **options)
+
+    return make
+
+
+def write_adapter(
+    folder: Path,
+    *,
+    seed: int = 0,
+    rank: int = 2,
+    width: int = 6,
+    modules: tuple[str, ...] = MODULES,
+    card: str | None = "# Task\n\nContinue the text.\n",
+    config: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """A PEFT folder of random weights. `config` overrides fields; `tensors` adds to or replaces weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    weights = {}
+    for module in modules:
+        weights[f"base_model.model.{module}.lora_A.weight"] = random.normal(size=(rank, width)).astype(np.float32)
+        weights[f"base_model.model.{module}.lora_B.weight"] = random.normal(size=(width + 2, rank)).astype(np.float32)
+    save_file(weights | (tensors or {}), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    fields = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "tiny/base-model",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "bias": "none",
+        "target_modules": ["q_proj", "v_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(fields | (config or {})))
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    return folder

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from lorareg.registry import migrate as migrate_module
+from lorareg.registry import revision as revision_module
+from lorareg.registry.errors import NewerSchemaError, RegistryError
+from lorareg.registry.migrate import migrate, move_schema
+from lorareg.registry.peft_format import read_folder
+from lorareg.registry.revision import BASE_REVISION, read_revision
+from lorareg.registry.rows import SCHEMA_REVISION
+from lorareg.registry.schema import Base
+from lorareg.registry.store import Registry
+
+MakeAdapter = Callable[..., Path]
+
+
+def schema_of(home: Path) -> list[tuple[str, str]]:
+    with closing(sqlite3.connect(home / "registry.sqlite")) as raw:
+        tables = raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'alembic_version'")
+        return sorted(
+            (name, repr(raw.execute(f"PRAGMA {kind}({name})").fetchall()))
+            for (name,) in tables.fetchall()
+            for kind in ("table_info", "index_list", "foreign_key_list")
+        )
+
+
+def test_the_constant_is_alembics_head() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(files("lorareg.migrations")))
+    config.set_main_option("path_separator", "os")
+    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_REVISION
+
+
+def test_migrating_an_empty_database_gives_what_creating_one_gives(tmp_path: Path) -> None:
+    created, migrated = tmp_path / "created", tmp_path / "migrated"
+    Registry.open(created, create=True).close()
+    Registry.open(migrated, create=True).close()
+    move_schema(migrated, BASE_REVISION)
+    assert schema_of(migrated) == []
+    assert read_revision(migrated) == BASE_REVISION
+    move_schema(migrated, SCHEMA_REVISION)
+    assert dict(schema_of(migrated)) == dict(schema_of(created))
+    with Registry.open(migrated, create=False) as registry, registry.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_down_and_up_on_a_populated_database(registry: Registry, home: Path, make_adapter: MakeAdapter) -> None:
+    folder = read_folder(make_adapter())
+    registry.ingest(folder, name="task")
+    registry.close()
+    move_schema(home, BASE_REVISION)
+    move_schema(home, SCHEMA_REVISION)
+    with Registry.open(home, create=False) as again:
+        assert again.adapters() == []
+        assert again.ingest(folder, name="task").kind == "new"
+
+
+@pytest.fixture
+def later_schema(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """This lorareg knows schema 0002; what moves to it is noted, not done."""
+    moved: list[str] = []
+    for module in (migrate_module, revision_module):
+        monkeypatch.setattr(module, "SCHEMA_REVISION", "0002")
+
+    def move(home: Path, revision: str) -> None:
+        with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
+            raw.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+        moved.append(revision)
+
+    monkeypatch.setattr(migrate_module, "move_schema", move)
+    return moved
+
+
+def test_opening_an_older_registry_backs_it_up_and_migrates_once(
+    home: Path, make_adapter: MakeAdapter, request: pytest.FixtureRequest
+) -> None:
+    with Registry.open(home, create=True) as registry:
+        registry.ingest(read_folder(make_adapter()), name="task")
+    moved = request.getfixturevalue("later_schema")
+    for _ in range(2):
+        with Registry.open(home, create=False) as registry:
+            assert registry.adapter("task").version == 1
+    assert moved == ["0002"]
+    (backup,) = (home / "backups").iterdir()
+    assert backup.name.startswith("registry-0001-")
+    with closing(sqlite3.connect(backup)) as copy:
+        assert copy.execute("SELECT name FROM adapter").fetchall() == [("task",)]
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+
+
+def test_migrate_says_what_it_did(home: Path, request: pytest.FixtureRequest) -> None:
+    Registry.open(home, create=True).close()
+    assert Registry.migrate(home) == migrate_module.Migration("0001", "0001", None)
+    request.getfixturevalue("later_schema")
+    migration = Registry.migrate(home)
+    assert (migration.found, migration.current) == ("0001", "0002")
+    assert migration.backup is not None
+    assert migration.backup.is_file()
+
+
+def test_a_backup_that_cannot_be_written_stops_the_migration(
+    home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Registry.open(home, create=True).close()
+    moved = request.getfixturevalue("later_schema")
+    monkeypatch.setattr(migrate_module, "BACKUPS_FOLDER", "blocked")
+    (home / "blocked").mkdir()
+    monkeypatch.setattr(migrate_module, "datetime", FixedTime)
+    (home / "blocked" / "registry-0001-then.sqlite").write_text("in the way")
+    with pytest.raises(RegistryError, match="file is not a database"):
+        Registry.open(home, create=False)
+    assert moved == []
+
+
+class FixedTime:
+    @classmethod
+    def now(cls, zone: object) -> FixedTime:
+        return cls()
+
+    def __format__(self, spec: str) -> str:
+        return "then"
+
+
+def test_a_migration_that_would_break_references_is_rolled_back(
+    registry: Registry, home: Path, make_adapter: MakeAdapter
+) -> None:
+    registry.ingest(read_folder(make_adapter()), name="task")
+    registry.close()
+    with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
+        raw.execute("DELETE FROM cohort")
+    with pytest.raises(RegistryError, match="of table 'adapter' would refer to one that is gone"):
+        move_schema(home, SCHEMA_REVISION)
+    with closing(sqlite3.connect(home / "registry.sqlite")) as raw:
+        assert raw.execute("SELECT count(*) FROM adapter").fetchone() == (1,)
+
+
+def test_a_newer_registry_is_refused_untouched(home: Path) -> None:
+    Registry.open(home, create=True).close()
+    with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
+        raw.execute("UPDATE alembic_version SET version_num = '0002'")
+    for act in (lambda: Registry.open(home, create=True), lambda: migrate(home)):
+        with pytest.raises(NewerSchemaError, match=r"written by a newer lorareg .schema 0002"):
+            act()
+    assert not (home / "backups").exists()
+
+
+def test_the_lock_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.mkdir()
+    monkeypatch.setattr(migrate_module, "LOCK_TIMEOUT_S", 0.1)
+    with closing(sqlite3.connect(home / "open.lock", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(RegistryError, match="database is locked"):
+            Registry.open(home, create=True)
+
+
+def test_a_lock_that_cannot_be_made(home: Path) -> None:
+    (home / "open.lock").mkdir(parents=True)
+    with pytest.raises(RegistryError, match=r"unable to open database file.*permissions"):
+        Registry.open(home, create=True)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lorareg.registry import reader as reader_module
+from lorareg.registry.errors import (
+    IntegrityError,
+    NewerSchemaError,
+    RegistryError,
+    UnknownAdapterError,
+)
+from lorareg.registry.peft_format import read_folder
+from lorareg.registry.reader import Reader
+from lorareg.registry.store import Registry
+
+MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture
+def filled(registry: Registry, make_adapter: MakeAdapter) -> Registry:
+    adapter = registry.ingest(read_folder(make_adapter()), name="man-nl").adapter
+    registry.put_task_vector(adapter.id, "text:v1", b"\0\1")
+    registry.tag(adapter, "stable")
+    return registry
+
+
+def test_both_readers_say_the_same(filled: Registry, home: Path) -> None:
+    with Reader(home) as reader:
+        adapter = reader.adapter("man-nl@stable")
+        assert adapter == filled.adapter("man-nl") == reader.adapter("man-nl@1")
+        assert reader.files(adapter) == filled.files(adapter)
+        assert reader.cohort(adapter.cohort_id) == filled.cohorts()[0]
+        assert reader.task_vector(adapter.id, "text:v1") == filled.task_vector(adapter.id, "text:v1")
+        assert reader.encoding(adapter.id) is None
+        assert b"Continue" in reader.read_file(adapter, "README.md")
+
+
+def test_an_unknown_task_suggests_near_names(filled: Registry, home: Path) -> None:
+    with Reader(home) as reader, pytest.raises(UnknownAdapterError, match="Did you mean 'man-nl'") as caught:
+        reader.adapter("man-nn")
+    assert caught.value.fields["hint"] == " Did you mean 'man-nl'?"
+
+
+def test_removed_adapters_do_not_resolve(filled: Registry, home: Path) -> None:
+    filled.remove(filled.adapter("man-nl"))
+    for ref in ("man-nl", "man-nl@1", "man-nl@stable"):
+        with Reader(home) as reader, pytest.raises(UnknownAdapterError, match="It was removed"):
+            reader.adapter(ref)
+
+
+def test_it_cannot_write(filled: Registry, home: Path) -> None:
+    with Reader(home) as reader, pytest.raises(RegistryError, match=r"readonly database.*permissions"):
+        reader._fetch("DELETE FROM adapter")
+
+
+def test_tampering_is_noticed(filled: Registry, home: Path) -> None:
+    with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
+        raw.execute("UPDATE adapter SET version = 2")
+    with Reader(home) as reader, pytest.raises(IntegrityError, match="Row 1 of table 'adapter'"):
+        reader.adapter("man-nl")
+
+
+def test_no_registry_here(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"there is no registry here.*lorareg ingest"):
+        Reader(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_newer_schema_is_refused(filled: Registry, home: Path) -> None:
+    with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
+        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(NewerSchemaError, match="schema 9999, this one knows 0001"):
+        Reader(home)
+
+
+def test_an_older_schema_is_migrated_first(home: Path) -> None:
+    home.mkdir()
+    (home / "registry.sqlite").touch()
+    with Reader(home) as reader:
+        assert reader.adapters() == []
+
+
+def test_read_only_media(filled: Registry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled.close()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with Reader(home) as reader:
+        assert reader.adapter("man-nl").version == 1
+    assert not (home / "registry.sqlite-shm").exists()
+
+
+def test_a_database_that_cannot_be_opened(filled: Registry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(reader_module, "is_current", lambda home: True)
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    with pytest.raises(RegistryError, match=r"unable to open.*permissions"):
+        Reader(home)
+
+
+def test_neither_torch_nor_sqlalchemy_nor_numpy_is_imported(filled: Registry, home: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from lorareg.registry.reader import Reader\n"
+        "reader = Reader(Path(sys.argv[1])); print(len(reader.read_file(reader.adapter('man-nl'), 'README.md')))\n"
+        "print(sorted({'torch', 'sqlalchemy', 'alembic', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(home)], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[1] == "[]"
