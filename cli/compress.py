@@ -64,8 +64,12 @@ def compress(
         typer.Option("--tolerance", help="Largest relative error of the weight update (delta W) of any adapter."),
     ] = 0.2,
     arch: Annotated[
-        Arch, typer.Option("--arch", help="The generator: slots and conv1d are CVAEs, mean is a table; none is the residual codec alone; "
-            "auto keeps whichever makes the total smallest.")
+        Arch,
+        typer.Option(
+            "--arch",
+            help="The generator: slots and conv1d are CVAEs, mean is a table, none is the residual codec alone; "
+            "auto keeps whichever makes the total smallest.",
+        ),
     ] = Arch.AUTO,
     base_model: Annotated[
         Path | None,

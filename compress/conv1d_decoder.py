@@ -12,6 +12,7 @@ network in torch, with the paper's encoder.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def padded_length(weight_count: int) -> int:
 def decoder_channels() -> list[tuple[int, int]]:
     """(in, out) channels of the twelve transposed convolutions."""
     path = (*reversed(ENCODER_CHANNELS), ENCODER_CHANNELS[0])
-    return list(zip(path, path[1:], strict=False))
+    return list(pairwise(path))
 
 
 def tensor_shapes(layout: Layout, latent: int, condition: int, config: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

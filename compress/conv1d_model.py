@@ -8,6 +8,7 @@ taking the condition as well. A block is the flattened adapter, (m, n).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,11 +81,13 @@ class Model(nn.Module):
     def export(self) -> dict[str, Tensor]:
         """The decoder's tensors by their stored names: batch norm folded, kernels as convolutions."""
         tensors = {"input": self.input.weight, "input_bias": self.input.bias}
-        for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+        stages: list[tuple[Any, Any]] = list(zip(self.convolutions, self.norms, strict=True))
+        for i, (convolution, norm) in enumerate(stages):
             gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
             kernel = convolution.weight.transpose(0, 1).flip(2)  # (out, in, 7)
             tensors[f"conv.{i}"] = kernel * gain[:, None, None]
             tensors[f"conv_bias.{i}"] = (convolution.bias - norm.running_mean) * gain + norm.bias
+        assert self.output.bias is not None
         return {**tensors, "output": self.output.weight, "output_bias": self.output.bias}
 
 

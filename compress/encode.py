@@ -102,7 +102,8 @@ def encode(original: Original, draft: Draft | None, tolerance: float, hint: floa
     if residual is not None and len(residual.code) <= LOSSLESS_WORTH_TRYING * len(original.data):
         return residual
     lossless = _finish(original, LOSSLESS, None, encode_lossless(original.data, original.layout), None)
-    assert lossless is not None and lossless.output == original.data, "the lossless codec gives the file back"
+    assert lossless is not None
+    assert lossless.output == original.data, "the lossless codec gives the file back"
     return lossless if residual is None or len(lossless.code) <= len(residual.code) else residual
 
 

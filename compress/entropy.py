@@ -14,8 +14,9 @@ counts, never with the C library's exp, whose last bit differs between machines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Context, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import cache
+from itertools import pairwise
 
 import constriction
 import numpy as np
@@ -33,27 +34,30 @@ ZERO_TABLE = 0
 COUNT_BITS = 16
 _TOTAL = 1 << COUNT_BITS
 _TAIL_SCALES = 11  # beyond it a logistic tail is worth less than one count in _TOTAL
-_DECIMAL = Context(prec=28)
+_DECIMAL = Context(prec=28, rounding=ROUND_HALF_EVEN)
 
 
 def scale_of(number: int) -> Decimal:
     """The logistic scale, in steps, of table `number`: 0.1 * 2^(number / 3)."""
-    return _DECIMAL.multiply(Decimal("0.1"), _DECIMAL.power(Decimal(2), Decimal(number) / 3))
+    with localcontext(_DECIMAL):
+        return Decimal("0.1") * Decimal(2) ** (Decimal(number) / 3)
 
 
 @cache
 def reach(number: int) -> int:
     """The largest magnitude that table `number` can code."""
-    return int(scale_of(number) * _TAIL_SCALES) + 2
+    with localcontext(_DECIMAL):
+        return int(scale_of(number) * _TAIL_SCALES) + 2
 
 
 @cache
 def counts(number: int) -> Int64:
     """Integer counts of the symbols -reach..reach under table `number`; they sum to 2^16 or a little more."""
-    scale, top = scale_of(number), reach(number)
-    edges = [_logistic((Decimal(n) + Decimal("0.6")) / scale) for n in range(top + 1)]
-    mass = [2 * edges[0] - 1, *(high - low for low, high in zip(edges, edges[1:], strict=False))]
-    one_side = [max(1, int(_DECIMAL.to_integral_value(m * _TOTAL))) for m in mass]
+    scale, half_bin = scale_of(number), Decimal(str(DEAD_ZONE))
+    with localcontext(_DECIMAL):
+        edges = [1 / (1 + (-(n + half_bin) / scale).exp()) for n in range(reach(number) + 1)]
+        mass = [2 * edges[0] - 1, *(high - low for low, high in pairwise(edges))]
+        one_side = [max(1, int((m * _TOTAL).to_integral_value())) for m in mass]
     return np.array(one_side[:0:-1] + one_side, dtype=np.int64)
 
 
@@ -89,10 +93,6 @@ def _candidates(mean_magnitude: float) -> range:
     """The tables worth trying: the wider ones around the scale whose mean magnitude (1.386 s) this is."""
     centre = round(3 * float(np.log2(mean_magnitude / 1.386 / 0.1)))
     return range(min(max(centre - 3, 1), SCALE_COUNT - 9), min(max(centre, 1) + 9, SCALE_COUNT))
-
-
-def _logistic(x: Decimal) -> Decimal:
-    return _DECIMAL.divide(Decimal(1), Decimal(1) + _DECIMAL.exp(-x))
 
 
 @cache

@@ -29,6 +29,7 @@ def requantise(accumulator: Float64, exponent: int) -> Float64:
 
 
 def relu(activations: Float64) -> Float64:
+    """The positive part."""
     return np.maximum(activations, 0.0)
 
 

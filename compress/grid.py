@@ -8,6 +8,7 @@ an output head; a token is told apart by its layer, and by its row within its ki
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -38,7 +39,7 @@ class Grid:
     row_count: int
 
 
-def factor_rows(modules: tuple[Factors, ...] | list[Factors]) -> list[Float64]:
+def factor_rows(modules: Sequence[Factors]) -> list[Float64]:
     """Every slot's matrix as rows (r, width), in layout order: a as it is, b transposed."""
     return [rows for factors in modules for rows in (factors.a, factors.b.T)]
 

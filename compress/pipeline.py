@@ -47,6 +47,7 @@ from lorareg.registry.types import Generator as GeneratorRecord
 
 ARCHITECTURES = ("auto", slots_decoder.NAME, conv1d_decoder.NAME, mean_decoder.NAME, "none")
 FIT_STEPS = 120
+TYPICAL_TRIALS = 12  # the search for the mean table's precision takes between 6 and 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class _CohortRun:
                 path=self.options.base_model or "(none given)",
                 reason=f"the generator of cohort {self.cohort.name} takes task vectors by {encoder_name!r}, and "
                 f"{adapter.ref} has none",
-                remedy="Pass the base model it was trained with as --base-model, or train a new generator with --retrain.",
+                remedy="Pass the base model it was trained with as --base-model, or train anew with --retrain.",
             )
         return np.frombuffer(stored.vector, np.int8)
 
@@ -253,7 +254,7 @@ class _CohortRun:
             return Plan(None, b"", [], 0.0, None)
         originals = [task.original for task in tasks]
         members = Members(self.layout, originals, conditions, self.encoder.name, self.options.tolerance)
-        self.reporter.start("measuring what a generator would save", 8)
+        self.reporter.start("measuring what a generator would save", TYPICAL_TRIALS)
         planner = Planner(members, self.reporter)
         plans = {"none": planner.without_generator()}
         plans[mean_decoder.NAME] = planner.mean(plans["none"])

@@ -108,7 +108,7 @@ class Planner:
 
     def without_generator(self) -> Plan:
         """The residual codec alone."""
-        return self._plan(b"", [], None)
+        return self._measured(self._plan(b"", [], None))
 
     def mean(self, hint: Plan) -> Plan:
         """The mean table alone, at the precision that makes the total smallest."""
@@ -153,13 +153,13 @@ class Planner:
             means.append(mean)
             exponents.append(_slot_exponent([matrix - mean.real for matrix in slot], mean.exponent))
         file = pack_generator(_table(self.coordinates, means, exponents), self.layout)
-        plan = self._plan(file, [EMPTY] * len(self.turned), step)
+        plan = self._measured(self._plan(file, [EMPTY] * len(self.turned), step))
         return replace(plan, metrics={**plan.metrics, "exponents": {"a": a_exponent, "b": b_exponent}})
 
     def _paper_template(self) -> Generator:
         """Raw coordinates, one mean and one scale a slot: the paper's normalisation, taken over the group."""
         means, exponents = [], []
-        adapters = [factor_rows(list(original.factors)) for original in self.members.originals]
+        adapters = [factor_rows(original.factors) for original in self.members.originals]
         for slot in zip(*adapters, strict=True):
             values = np.stack(slot)
             exponent = _power_of_two(float(values.std()))
@@ -175,6 +175,11 @@ class Planner:
         b = float(np.median([np.linalg.norm(f.b[:, k]) for f, k in strongest])) * scale
         return max(a, 1e-12), max(b, 1e-12)
 
+    def _measured(self, plan: Plan) -> Plan:
+        """Tell the reporter of one more trial."""
+        self.reporter.advance(1, estimated_kb=plan.estimated_bytes / 1e3)
+        return plan
+
     def _plan(
         self, file: bytes, latents: Sequence[Int8], step: float | None, metrics: Mapping[str, Any] | None = None
     ) -> Plan:
@@ -189,7 +194,6 @@ class Planner:
             sizes.append(len(encoded.code))
             step = encoded.step or step
         total = len(file) + float(np.mean(sizes)) * len(members.originals)
-        self.reporter.advance(1, estimated_kb=total / 1e3)
         return Plan(loaded, file, latents, total, step, dict(metrics or {}))
 
 

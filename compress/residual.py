@@ -52,11 +52,13 @@ class Target:
 
     @property
     def b_norms(self) -> Float64:
-        return np.linalg.norm(self.wanted.b, axis=0)
+        norms: Float64 = np.linalg.norm(self.wanted.b, axis=0)
+        return norms
 
     @property
     def a_norms(self) -> Float64:
-        return np.linalg.norm(self.wanted.a, axis=1)
+        norms: Float64 = np.linalg.norm(self.wanted.a, axis=1)
+        return norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def _framed(factors: Factors, prediction: ModulePrediction) -> Target:
     coarse = quantise_rotation(principal_frame(factors.b))
     exact = restore_rotation(coarse)
     frame = exact / (1 << FRACTION_BITS)
-    wanted = Factors(b=factors.b @ frame, a=np.linalg.solve(frame, factors.a))
+    wanted = Factors(b=factors.b @ frame, a=np.asarray(np.linalg.solve(frame, factors.a), np.float64))
     return Target(wanted, _turn_prediction(prediction, exact), coarse)
 
 

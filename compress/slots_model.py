@@ -59,7 +59,9 @@ class Model(nn.Module):
         )
         self.names = list(shapes)
         kinds = grid_of(layout).kinds
-        self.projections = nn.ModuleList([nn.Linear(kind.width, hidden, bias=False) for kind in kinds])
+        self.projections = nn.ParameterList(
+            [nn.Parameter(torch.randn(hidden, kind.width) / kind.width**0.5) for kind in kinds]
+        )
         self.token_gates = nn.ParameterList(
             [nn.Parameter(torch.randn(len(kind.rows), hidden) / len(kind.rows) ** 0.5) for kind in kinds]
         )
@@ -70,11 +72,12 @@ class Model(nn.Module):
     def encode(self, blocks: Sequence[Tensor], condition: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of z, each (m, k)."""
         pooled = [
-            (project(block) * gate).sum(dim=1)
+            (linear(block, project) * gate).sum(dim=1)
             for project, gate, block in zip(self.projections, self.token_gates, blocks, strict=True)
         ]
-        mean, log_variance = self.posterior(torch.cat([*pooled, condition], dim=1)).chunk(2, dim=1)
-        return mean, log_variance
+        moments: Tensor = self.posterior(torch.cat([*pooled, condition], dim=1))
+        half = moments.shape[1] // 2
+        return moments[:, :half], moments[:, half:]
 
     def decode(self, z: Tensor, condition: Tensor, stored: Callable[[str, Tensor], Tensor]) -> list[Tensor]:
         """Blocks, drawn with every tensor as `stored` says it will be kept."""
@@ -88,9 +91,9 @@ class Model(nn.Module):
 
 def _initial(name: str, shape: tuple[int, ...]) -> Tensor:
     if name.endswith("bias"):
-        return 0.1 * torch.randn(shape)
-    if name.startswith("head"):
-        return 0.3 * torch.randn(shape) / shape[1] ** 0.5
-    if name.endswith("scale"):
-        return torch.randn(shape) * 0.7
-    return torch.randn(shape) / max(shape[-1], 1) ** 0.5
+        spread = 0.1
+    elif name.endswith("scale"):
+        spread = 0.7
+    else:
+        spread = (0.3 if name.startswith("head") else 1.0) / max(shape[-1], 1) ** 0.5
+    return torch.randn(shape) * spread

@@ -86,7 +86,7 @@ class HiddenStateEncoder:
             raise BaseModelError(
                 path=path,
                 reason=f"it does not load ({error})",
-                remedy="Pass a folder that transformers' from_pretrained reads, or a GGUF file (which needs the package gguf).",
+                remedy="Pass a folder that transformers reads, or a GGUF file (which needs the package gguf).",
             ) from error
         self._model.eval()
         self.name = f"hidden:{self._model.config.model_type}-{_digest(folder, gguf_file)[:12]}-1"
@@ -110,7 +110,7 @@ def standardised(vector: Float64) -> Int8:
     if deviation == 0:
         return np.zeros(len(vector), np.int8)
     clamped = np.clip((vector - vector.mean()) / deviation, -_CLAMP_DEVIATIONS, _CLAMP_DEVIATIONS)
-    return np.rint(np.ldexp(clamped, -CONDITION_EXPONENT)).astype(np.int8)
+    return np.asarray(np.rint(np.ldexp(clamped, -CONDITION_EXPONENT)), dtype=np.int8)
 
 
 def _locate(path: Path) -> tuple[Path, str | None]:

@@ -199,7 +199,7 @@ def _fit(
                 model, [b[chosen] for b in blocks], condition[chosen], objective, chosen, config, order
             )
             optimizer.zero_grad()
-            (loss + config.kl_weight * divergence).backward()
+            (loss + config.kl_weight * divergence).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             value = float(loss.detach())
             smooth = value if step == first else 0.9 * smooth + 0.1 * value
@@ -261,7 +261,7 @@ def refine(
             best = torch.where(better, loss.detach(), best)
             best_z[better] = stored.detach()[better]
             optimizer.zero_grad()
-            loss.sum().backward()
+            loss.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             reporter.advance(1, loss=float(best.mean()))
         latents += list((best_z / unit).round().to(torch.int8).numpy())

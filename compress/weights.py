@@ -32,7 +32,7 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return len(self.a)
 
     @property
     def delta(self) -> Float64:

@@ -63,7 +63,9 @@ class OutputExistsError(LoraregError):
 
 
 class OutputInUseError(LoraregError):
-    """{path} holds {found}, which no adapter folder has, so --force does not replace it. Choose another folder with -o."""
+    """{path} holds {found}, which no adapter folder has, so --force does not replace it.
+    Choose another folder with -o.
+    """
 
     exit_code = 5
 
