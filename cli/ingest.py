@@ -1,4 +1,4 @@
-"""`lorareg ingest`: take adapters in, one by one, past those that are refused."""
+"""`lorareg ingest`: take adapters in, past those that are refused."""
 
 from __future__ import annotations
 
@@ -65,14 +65,6 @@ def _found(paths: list[Path]) -> Iterator[tuple[Path, Path | LoraregError]]:
             yield from ((root, folder) for folder in folders)
 
 
-def _ingest_one(registry: Registry, folder: Path, name: str, description: str | None) -> Line:
-    from lorareg.registry.peft_format import read_folder
-
-    outcome = registry.ingest(read_folder(folder), name=name, description=description)
-    adapter = outcome.adapter
-    return Line(str(folder), adapter.name, adapter.version, outcome.kind, adapter.original_bytes, None)
-
-
 def _ingest_all(
     registry: Registry,
     found: list[tuple[Path, Path | LoraregError]],
@@ -80,22 +72,36 @@ def _ingest_all(
     description: str | None,
     reporter: Reporter,
 ) -> tuple[list[Line], list[LoraregError]]:
+    """Take in every folder found, in order; gives a line for each, and the errors of those refused."""
+    from lorareg.registry.ingest import IngestRequest
+
+    folders = [(root, folder) for root, folder in found if isinstance(folder, Path)]
+    requests = [IngestRequest(folder, name or task_name(root, folder), description) for root, folder in folders]
+    outcomes = registry.ingest_each(requests)
+    waiting = iter(requests)
     lines: list[Line] = []
     refusals: list[LoraregError] = []
     reporter.start("ingest", len(found))
     for root, folder in found:
-        wanted = name or (MISSING if isinstance(folder, LoraregError) else task_name(root, folder))
-        try:
-            if isinstance(folder, LoraregError):
-                raise folder
-            lines.append(_ingest_one(registry, folder, wanted, description))
-        except LoraregError as error:
-            where = root if isinstance(folder, LoraregError) else folder
-            lines.append(Line(str(where), wanted, None, REFUSED, None, str(error)))
-            refusals.append(error)
+        if isinstance(folder, LoraregError):
+            lines.append(_refused(root, MISSING, folder))
+            refusals.append(folder)
+        else:
+            request, outcome = next(waiting), next(outcomes)
+            if isinstance(outcome, LoraregError):
+                lines.append(_refused(folder, request.name, outcome))
+                refusals.append(outcome)
+            else:
+                adapter = outcome.adapter
+                size = adapter.original_bytes
+                lines.append(Line(str(folder), adapter.name, adapter.version, outcome.kind, size, None))
         reporter.advance()
     reporter.finish()
     return lines, refusals
+
+
+def _refused(path: Path, name: str, error: LoraregError) -> Line:
+    return Line(str(path), name, None, REFUSED, None, str(error))
 
 
 def _show(output: Output, lines: list[Line]) -> None:

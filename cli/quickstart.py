@@ -80,7 +80,7 @@ def quickstart(
     at_home = ("--home", str(home))
     print(f"A tour of lorareg on {path}, in the registry {home}.", flush=True)
     _run(ctx, "ingest", str(path), *at_home)
-    _run(ctx, "compress", *at_home)
+    _run(ctx, "compress", "--arch", "slots", *at_home)
     ref, original = _least_exact(home)
     restored = home / "restored" / ref.partition("@")[0]
     _run(ctx, "materialize", ref, "-o", str(restored), "--force", *at_home)

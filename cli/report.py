@@ -22,7 +22,7 @@ from lorareg.cli.output import (
 if TYPE_CHECKING:
     from lorareg.registry.report import Report
 
-EXPLAINED = ("original", "stored", "marginal", "amortised", "break_even", "relative_error")
+EXPLAINED = ("original", "stored", "marginal", "amortised", "break_even", "generator_pays_from", "relative_error")
 
 
 def _adapter_table(report: Report) -> Table:
@@ -60,12 +60,13 @@ def _cohort_table(report: Report) -> Table:
 
 
 def _parts_table(report: Report) -> Table:
-    columns = ("cohort", "generator", "its bytes", "codes", "task vectors", "rows", "tiers")
+    columns = ("cohort", "generator", "its bytes", "pays from", "codes", "task vectors", "rows", "tiers")
     rows = [
         (
             cohort.name,
             ", ".join(cohort.generators) or MISSING,
             format_bytes(cohort.generator_bytes),
+            MISSING if cohort.generator_pays_from is None else str(cohort.generator_pays_from),
             format_bytes(cohort.code_bytes),
             format_bytes(cohort.task_vector_bytes),
             format_bytes(cohort.row_bytes),
@@ -73,7 +74,7 @@ def _parts_table(report: Report) -> Table:
         )
         for cohort in report.cohorts
     ]
-    numbers = frozenset({"its bytes", "codes", "task vectors", "rows"})
+    numbers = frozenset({"its bytes", "pays from", "codes", "task vectors", "rows"})
     return Table(columns, rows, "What cohorts are stored as", numbers, frozenset({"cohort", "tiers"}))
 
 
@@ -127,7 +128,12 @@ def report(
 
         html.write_text(render(built), encoding="utf-8")
     meaning = [f"  {term.replace('_', '-')}: {MEANING[term]}" for term in EXPLAINED]
+    kept = [
+        f"{adapter.name}@{adapter.version} stays lossless: {adapter.fidelity['reason']}."
+        for adapter in built.adapters
+        if "reason" in adapter.fidelity
+    ]
     written = [f"Page written to {html}"] if html else []
     tables = (_adapter_table(built), _cohort_table(built), _parts_table(built), _totals_table(built))
     headline = _headline(built)
-    Output(as_json, quiet).show(built.to_dict(), *tables, headline, *meaning, *written, brief=[headline])
+    Output(as_json, quiet).show(built.to_dict(), *tables, headline, *kept, *meaning, *written, brief=[headline])

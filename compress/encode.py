@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -83,6 +83,7 @@ class Encoded:
     fidelity: Fidelity
     step: float | None  # the global step of a residual
     uses_generator: bool
+    reason: str = ""  # why it stayed lossless, where that was not asked for
 
 
 def encode(original: Original, draft: Draft | None, tolerance: float, hint: float | None = None) -> Encoded:
@@ -104,7 +105,12 @@ def encode(original: Original, draft: Draft | None, tolerance: float, hint: floa
     lossless = _finish(original, LOSSLESS, None, encode_lossless(original.data, original.layout), None)
     assert lossless is not None
     assert lossless.output == original.data, "the lossless codec gives the file back"
-    return lossless if residual is None or len(lossless.code) <= len(residual.code) else residual
+    if residual is None:
+        reason = f"no residual holds a relative error of {tolerance:g}" if tolerance > 0 else ""
+        return replace(lossless, reason=reason)
+    if len(lossless.code) <= len(residual.code):
+        return replace(lossless, reason=f"a residual that holds {tolerance:g} takes {len(residual.code)} bytes")
+    return residual
 
 
 def _generated(original: Original, draft: Draft) -> Encoded | None:

@@ -28,7 +28,14 @@ from lorareg.compress.materialize import restore_weights
 from lorareg.compress.plan import EMPTY, Members, Plan, Planner, Trained, covers, draft_of, in_coordinates
 from lorareg.compress.progress import Reporter
 from lorareg.compress.task_vectors import HiddenStateEncoder, TaskEncoder, TextEncoder
-from lorareg.registry.errors import BaseModelError, MissingExtraError, NothingToDoError, ToleranceError
+from lorareg.registry.errors import (
+    BaseModelError,
+    InvalidNameError,
+    MissingExtraError,
+    NothingToDoError,
+    ToleranceError,
+)
+from lorareg.registry.report import ALONE_BYTES
 from lorareg.registry.store import Registry
 from lorareg.registry.types import (
     SAMPLES_FILE,
@@ -62,12 +69,14 @@ class CompressOptions:
     retrain: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ToleranceError for a tolerance outside 0..1 or steps below 1."""
+        """Raises ToleranceError (tolerance outside 0..1, steps below 1) or InvalidNameError (architecture)."""
         if not 0 <= self.tolerance < 1:
             raise ToleranceError(value=self.tolerance, reason="a relative error is at least 0 (lossless) and below 1")
         if self.steps is not None and self.steps < 1:
             raise ToleranceError(value=f"--steps {self.steps}", reason="training takes at least one step")
-        assert self.arch in ARCHITECTURES, self.arch
+        if self.arch not in ARCHITECTURES:
+            expected = "one of " + ", ".join(ARCHITECTURES)
+            raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -140,8 +149,10 @@ class _CohortRun:
             if not self._settled(current.get(adapter.id))
         ]
         left = self._encode_with_existing(tasks) if not self.options.retrain else tasks
-        for group in group_by_init([task.original.factors for task in left]):
-            self._encode_group([left[index] for index in group])
+        for group in _groups(left):
+            self._encode_group(group)
+        if adapters and not tasks:
+            self.messages.append("every adapter holds this tolerance already; --retrain starts over")
         return self._summary(adapters, len(tasks))
 
     def _weights(self, adapter: Adapter) -> bytes:
@@ -166,8 +177,9 @@ class _CohortRun:
             if self.options.arch not in ("auto", record.arch):
                 continue
             loaded = LoadedGenerator.from_bytes(self.registry.blobs.get(record.sha256), record.sha256, self.layout)
-            covered = [task for task in left if covers(loaded.generator, task.original.factors)]
-            left = [task for task in left if task not in covered]
+            known = {task.adapter.id for task in left if covers(loaded.generator, task.original.factors)}
+            covered = [task for task in left if task.adapter.id in known]
+            left = [task for task in left if task.adapter.id not in known]
             if covered:
                 conditions = [self._condition(task.adapter, loaded.generator.encoder) for task in covered]
                 latents = self._fit(loaded, covered, conditions)
@@ -249,8 +261,10 @@ class _CohortRun:
         """The cheapest way to store a group, or the one that was asked for."""
         arch = self.options.arch
         if arch == "none" or self.options.tolerance == 0 or len(tasks) < 2:
-            if arch not in ("none", "auto") or len(tasks) < 2:
-                self.messages.append(f"{len(tasks)} stored without a generator: a group of one has nothing to share")
+            if len(tasks) < 2 and arch != "none" and self.options.tolerance > 0:
+                self.messages.append(
+                    f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter"
+                )
             return Plan(None, b"", [], 0.0, None)
         originals = [task.original for task in tasks]
         members = Members(self.layout, originals, conditions, self.encoder.name, self.options.tolerance)
@@ -267,9 +281,10 @@ class _CohortRun:
                 return self._train(name, group, tasks)
 
             plans[wanted] = planner.trained(wanted, plans["mean"], train)
+        alone = plans["none"].estimated_bytes / len(tasks)
         best = arch if arch != "auto" else min(plans, key=lambda name: plans[name].estimated_bytes)
         self.messages.append(_comparison(plans, best, len(tasks)))
-        return plans[best]
+        return replace(plans[best], metrics={**plans[best].metrics, ALONE_BYTES: round(alone)})
 
     def _train(self, arch: str, group: Group, tasks: Sequence[_Task]) -> Trained:
         train = _train_module()
@@ -294,6 +309,10 @@ class _CohortRun:
         self.reporter.start(f"encoding {self.cohort.name}", len(tasks))
         for task, draft in zip(tasks, drafts, strict=True):
             encoded = encode(task.original, draft, self.options.tolerance, step)
+            if draft is not None and draft.loaded.generator.coordinates != "shared":
+                # Only a shared initialisation makes it certain that a prediction helps.
+                alone = encode(task.original, None, self.options.tolerance, step)
+                encoded = min(encoded, alone, key=lambda one: len(one.code))
             step = encoded.step or step
             self._record(task.adapter, encoded, record)
             share = 100 * len(encoded.code) / len(task.original.data)
@@ -312,7 +331,7 @@ class _CohortRun:
             output_digest=sha256_hex(encoded.output),
             output_bytes=len(encoded.output),
             tolerance=self.options.contract,
-            fidelity=encoded.fidelity.to_dict(),
+            fidelity={**encoded.fidelity.to_dict(), **({"reason": encoded.reason} if encoded.reason else {})},
         )
         restore_weights(self.registry, adapter, new)
         self.registry.record_encoding(new)
@@ -350,6 +369,13 @@ class _CohortRun:
             ),
             message="; ".join(self.messages),
         )
+
+
+def _groups(tasks: Sequence[_Task]) -> list[list[_Task]]:
+    """Tasks that share their initialisation together, and all that share it with no other in one more group."""
+    groups = [[tasks[index] for index in group] for group in group_by_init([t.original.factors for t in tasks])]
+    alone = [group[0] for group in groups if len(group) == 1]
+    return [group for group in groups if len(group) > 1] + ([alone] if alone else [])
 
 
 def _label(record: GeneratorRecord) -> str:

@@ -26,6 +26,9 @@ from lorareg.registry.report_queries import Use
 UNCOMPRESSED = "original"
 """The tier shown for an adapter that has no encoding: its weights are stored as they came."""
 
+ALONE_BYTES = "alone_code_bytes"
+"""The generator metric that says how large its sample adapters' codes are without it, in the mean."""
+
 MEANING: dict[str, str] = {
     "original": "bytes of the adapters' weights files as ingested; their configs and cards are not counted here",
     "stored": "bytes that must stay to give every adapter back: codes, uncompressed weights, generators, task vectors, "
@@ -36,6 +39,8 @@ MEANING: dict[str, str] = {
     "shared side files and the cohort's row among the cohort",
     "break_even": "adapters from which a generator pays: what is stored once (generator, shared side files, rows) / "
     "(mean original - mean marginal bytes of the adapters that use it)",
+    "generator_pays_from": "adapters from which the generator's file costs less than coding each adapter without it, "
+    "by what its sample adapters took both ways",
     "relative_error": "Frobenius norm of the difference of the weight update (delta W) over that of the original, "
     "measured on the decoded stored bytes when the adapter was encoded",
     "side_files": "configs and model cards; equal files are stored once",
@@ -90,6 +95,7 @@ class CohortReport:
     mean_marginal_bytes: float
     mean_amortised_bytes: float
     break_even_adapters: int | None
+    generator_pays_from: int | None
     worst_relative_error: float | None
 
 
@@ -213,6 +219,18 @@ def _break_even(members: Sequence[RowMapping], shared_bytes: int) -> int | None:
     return math.ceil(shared_bytes * len(users) / saved) if users and saved > 0 else None
 
 
+def _pays_from(members: Sequence[RowMapping]) -> int | None:
+    """The number of adapters from which the newest generator saves more codes than its file takes."""
+    users = [row for row in members if row["generator_id"] is not None]
+    newest = max((row["generator_id"] for row in users), default=None)
+    users = [row for row in users if row["generator_id"] == newest]
+    alone = json.loads(users[0]["metrics"]).get(ALONE_BYTES) if users else None
+    if alone is None:
+        return None
+    saved = alone - sum(row["code_bytes"] for row in users) / len(users)
+    return math.ceil(users[0]["generator_bytes"] / saved) if saved > 0 else None
+
+
 def _cohort_report(
     cohort: RowMapping,
     members: Sequence[RowMapping],
@@ -247,6 +265,7 @@ def _cohort_report(
         mean_marginal_bytes=sum(report.marginal_bytes for report in reports) / count,
         mean_amortised_bytes=sum(report.amortised_bytes for report in reports) / count,
         break_even_adapters=_break_even(members, shared),
+        generator_pays_from=_pays_from(members),
         worst_relative_error=max(errors, default=None),
     )
 

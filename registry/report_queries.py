@@ -196,6 +196,7 @@ def adapter_rows(connection: Connection) -> Sequence[RowMapping]:
             EncodingRow.fidelity,
             EncodingRow.generator_id,
             GeneratorRow.arch,
+            GeneratorRow.metrics,
             GeneratorRow.version.label("generator_version"),
             GeneratorRow.size_bytes.label("generator_bytes"),
             func.coalesce(func.length(TaskVectorRow.vector), 0).label("task_vector_bytes"),
