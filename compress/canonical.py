@@ -32,7 +32,7 @@ def balanced(factors: Factors) -> Factors:
     """The balanced SVD of a module: b = U sqrt(S), a = sqrt(S) V', components by falling energy."""
     qb, rb = np.linalg.qr(factors.b)
     qa, ra = np.linalg.qr(factors.a.T)
-    u, s, vt = np.linalg.svd(rb @ ra.T)
+    u, s, vt = np.linalg.svd(rb @ ra.T, full_matrices=False)
     root = np.sqrt(s)
     b, a = (qb @ u) * root, root[:, None] * (vt @ qa.T)
     signs = np.where(b[np.abs(b).argmax(axis=0), np.arange(b.shape[1])] < 0, -1.0, 1.0)

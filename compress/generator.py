@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,9 @@ CONDITION_EXPONENT = -5
 """Conditions are int8 in units of 2^-5: a task vector in standard deviations, clamped to ±4."""
 MAX_LATENT = 4096
 MAX_CONDITION = 1 << 16
+MAX_SIZE = 1 << 16
+MAX_WEIGHTS = 1 << 26
+"""Of a network: half a GiB once decoded, whatever a header says."""
 MAX_SHIFT = 12
 """Most bits a mean or a network output is shifted by when the two are added: keeps products exact."""
 
@@ -161,7 +165,7 @@ def unpack_generator(data: bytes, layout: Layout, what: str = "Generator file") 
         )
     try:
         return _read(header, SymbolDecoder(stream, what), layout)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidContainerError(what=what, reason=f"its header does not describe a generator ({error})") from error
 
 
@@ -185,11 +189,13 @@ def _open(data: bytes, what: str) -> tuple[dict[str, Any], bytes]:
 def _read(header: dict[str, Any], decoder: SymbolDecoder, layout: Layout) -> Generator:
     latent, condition = int(header["latent_size"]), int(header["condition_size"])
     config = {str(k): int(v) for k, v in header["config"].items()}
-    if not (
-        0 <= latent <= MAX_LATENT and 0 <= condition <= MAX_CONDITION and max(config.values(), default=0) <= 1 << 16
-    ):
+    sizes_fit = all(1 <= size <= MAX_SIZE for size in config.values())
+    if not (0 <= latent <= MAX_LATENT and 0 <= condition <= MAX_CONDITION and sizes_fit):
         raise ValueError(f"sizes {latent}, {condition}, {config} are out of range")
     shapes = DECODERS[header["arch"]].tensor_shapes(layout, latent, condition, config)
+    weight_count = sum(math.prod(shape) for shape in shapes.values())
+    if weight_count > MAX_WEIGHTS:
+        raise ValueError(f"a network of {weight_count} weights is more than the {MAX_WEIGHTS} that are read")
     exponents = [_exponent(e) for e in header["tensor_exponents"]]
     tensors = {
         name: get_tensor(decoder, shape, exponent)

@@ -232,7 +232,7 @@ class _CohortRun:
 
     def _encode_group(self, tasks: Sequence[_Task]) -> None:
         """Plan, store the generator if there is one, encode."""
-        conditions = [self._task_vector(task.adapter) for task in tasks]
+        conditions = self._task_vectors(tasks)
         plan = self._plan(tasks, conditions)
         if plan.loaded is None:
             self._encode_all(tasks, [None] * len(tasks), None, plan.step)
@@ -254,7 +254,9 @@ class _CohortRun:
             draft_of(loaded, task.original, latent, condition)
             for task, latent, condition in zip(tasks, plan.latents, conditions, strict=True)
         ]
-        self._encode_all(tasks, drafts, record, plan.step)
+        users = self._encode_all(tasks, drafts, record, plan.step)
+        if not users:
+            self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
         self._checkpoint(tasks, generator.arch).unlink(missing_ok=True)
 
     def _plan(self, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Plan:
@@ -305,7 +307,9 @@ class _CohortRun:
 
     def _encode_all(
         self, tasks: Sequence[_Task], drafts: Sequence[Draft | None], record: GeneratorRecord | None, step: float | None
-    ) -> None:
+    ) -> int:
+        """Encode and record each; gives the number of codes that use the generator."""
+        users = 0
         self.reporter.start(f"encoding {self.cohort.name}", len(tasks))
         for task, draft in zip(tasks, drafts, strict=True):
             encoded = encode(task.original, draft, self.options.tolerance, step)
@@ -315,9 +319,11 @@ class _CohortRun:
                 encoded = min(encoded, alone, key=lambda one: len(one.code))
             step = encoded.step or step
             self._record(task.adapter, encoded, record)
+            users += encoded.uses_generator
             share = 100 * len(encoded.code) / len(task.original.data)
             self.reporter.advance(1, percent=share, error=encoded.fidelity.relative_error)
         self.reporter.finish()
+        return users
 
     def _record(self, adapter: Adapter, encoded: Encoded, record: GeneratorRecord | None) -> None:
         """Store the code, decode it from the store, and only then make it the adapter's encoding."""
@@ -335,6 +341,15 @@ class _CohortRun:
         )
         restore_weights(self.registry, adapter, new)
         self.registry.record_encoding(new)
+
+    def _task_vectors(self, tasks: Sequence[_Task]) -> list[Int8]:
+        self.reporter.start(f"task vectors by {self.encoder.name}", len(tasks))
+        vectors = []
+        for task in tasks:
+            vectors.append(self._task_vector(task.adapter))
+            self.reporter.advance(1)
+        self.reporter.finish()
+        return vectors
 
     def _task_vector(self, adapter: Adapter) -> Int8:
         """Make, store and give the adapter's task vector."""

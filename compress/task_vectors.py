@@ -74,10 +74,12 @@ class HiddenStateEncoder:
         try:
             import torch
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging
         except ImportError as error:
             raise MissingExtraError(
                 feature="--base-model", package=error.name or "transformers", extra="train"
             ) from error
+        logging.disable_progress_bar()
         arguments: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **arguments)
