@@ -31,6 +31,7 @@ DEAD_ZONE = 0.6
 
 SCALE_COUNT = 48
 ZERO_TABLE = 0
+UNCODABLE_BITS = 1e9
 COUNT_BITS = 16
 _TOTAL = 1 << COUNT_BITS
 _TAIL_SCALES = 11  # beyond it a logistic tail is worth less than one count in _TOTAL
@@ -68,31 +69,65 @@ def bit_costs(number: int) -> NDArray[np.float64]:
     return np.asarray(np.log2(table.sum() / table[reach(number) :]))
 
 
+def symbol_bits(tables: Int64, top: int) -> NDArray[np.float64]:
+    """Bits of magnitudes 0..top under each of `tables`, (tables, top + 1); nothing under the zero table."""
+    distinct, inverse = np.unique(tables, return_inverse=True)
+    matrix = np.full((len(distinct), top + 1), UNCODABLE_BITS)
+    for row, number in enumerate(distinct):
+        costs = np.zeros(1) if number == ZERO_TABLE else bit_costs(int(number))[: top + 1]
+        matrix[row, : len(costs)] = costs
+    return np.asarray(matrix[inverse])
+
+
 def cheapest_table(symbols: Int64) -> tuple[int, float]:
     """The table that codes `symbols` shortest, and how many bits it takes.
 
     Raises:
         OverflowError: a symbol is beyond the widest table (the step is far too fine).
     """
-    histogram = np.bincount(np.abs(symbols))
-    top = len(histogram) - 1
-    if top == 0:
-        return ZERO_TABLE, 0.0
-    costs = {
-        number: float(histogram @ bit_costs(number)[: top + 1])
-        for number in _candidates(float(np.abs(symbols).mean()))
-        if reach(number) >= top
-    }
-    if not costs:
+    tables, bits = cheapest_tables(np.abs(symbols).reshape(1, -1))
+    return int(tables[0]), float(bits[0])
+
+
+def cheapest_tables(magnitudes: Int64) -> tuple[Int64, NDArray[np.float64]]:
+    """For each row of magnitudes (rows, width), the table that codes it shortest, and its bits.
+
+    Raises:
+        OverflowError: a symbol is beyond the widest table.
+    """
+    rows = len(magnitudes)
+    top = int(magnitudes.max(initial=0))
+    if top > reach(SCALE_COUNT - 1):
         raise OverflowError(f"symbol {top} is beyond the widest table")
-    best = min(costs, key=lambda number: costs[number])
-    return best, costs[best]
+    tables, bits = np.full(rows, ZERO_TABLE), np.zeros(rows)
+    if top == 0:
+        return tables, bits
+    flat = magnitudes + np.arange(rows)[:, None] * (top + 1)
+    histograms = np.bincount(flat.ravel(), minlength=rows * (top + 1)).reshape(rows, top + 1)
+    present = histograms[:, 0] < magnitudes.shape[1]
+    means = magnitudes[present].mean(axis=1)
+    first, last = _candidates(float(means.min()))[0], _candidates(float(means.max()))[-1]
+    costs = histograms[present] @ _cost_matrix(first, last, top).T  # (rows, tables)
+    best = costs.argmin(axis=1)
+    tables[present], bits[present] = first + best, costs[np.arange(len(best)), best]
+    return tables, bits
 
 
 def _candidates(mean_magnitude: float) -> range:
-    """The tables worth trying: the wider ones around the scale whose mean magnitude (1.386 s) this is."""
+    """The tables worth trying: around and above the scale whose mean magnitude (1.386 s) this is."""
     centre = round(3 * float(np.log2(mean_magnitude / 1.386 / 0.1)))
-    return range(min(max(centre - 3, 1), SCALE_COUNT - 9), min(max(centre, 1) + 9, SCALE_COUNT))
+    return range(min(max(centre - 6, 1), SCALE_COUNT - 9), min(max(centre, 1) + 12, SCALE_COUNT))
+
+
+def _cost_matrix(first: int, last: int, top: int) -> NDArray[np.float64]:
+    """Bits of magnitudes 0..top under tables first..the widest needed; what a table cannot code is dear."""
+    while reach(last) < top:
+        last += 1
+    matrix = np.full((last + 1 - first, top + 1), UNCODABLE_BITS)
+    for row, number in enumerate(range(first, last + 1)):
+        costs = bit_costs(number)[: top + 1]
+        matrix[row, : len(costs)] = costs
+    return matrix
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Quantising one vector of residuals: rate against distortion.
+"""Quantising residuals: rate against distortion.
 
-The step of a vector is one of a fixed grid, 2^(i/4), so that a step is an integer in the code and
+The step of a row is one of a fixed grid, 2^(i/4), so that a step is an integer in the code and
 an exact number in every decoder. A symbol q stands for the value (|q| - pull) * step with q's sign:
 inside a bin small magnitudes are likelier than large ones, so the best point lies a little inwards.
 """
@@ -11,7 +11,15 @@ import math
 
 import numpy as np
 
-from lorareg.compress.entropy import DEAD_ZONE, ZERO_TABLE, Int64, bit_costs, cheapest_table, reach
+from lorareg.compress.entropy import (
+    DEAD_ZONE,
+    SCALE_COUNT,
+    ZERO_TABLE,
+    Int64,
+    cheapest_tables,
+    reach,
+    symbol_bits,
+)
 from lorareg.compress.weights import Float64
 
 STEP_COUNT = 256
@@ -31,29 +39,53 @@ def step_of(index: int) -> float:
     return math.ldexp(_QUARTERS[index % STEPS_PER_OCTAVE], index // STEPS_PER_OCTAVE + _LOWEST_OCTAVE)
 
 
-def nearest_step(step: float) -> int:
-    """The index of the grid's step nearest to `step` in ratio."""
-    index = round(STEPS_PER_OCTAVE * (math.log2(max(step, 2.0**-60)) - _LOWEST_OCTAVE))
-    return min(max(index, 0), STEP_COUNT - 1)
+def steps_of(indices: Int64) -> Float64:
+    """The steps with these indices."""
+    return np.array([step_of(int(index)) for index in indices])
 
 
-def quantise(values: Float64, step: float) -> tuple[Int64, int]:
-    """Symbols for `values` and the table that codes them, trading bits for error bin by bin."""
-    magnitude = np.abs(values) / step
-    symbols = np.floor(magnitude + (1 - DEAD_ZONE)).astype(np.int64)
-    table, _ = cheapest_table(symbols)
-    if table == ZERO_TABLE:
-        return symbols, table
-    bits = np.append(bit_costs(table), np.inf)
-    low = np.minimum(np.floor(magnitude).astype(np.int64), reach(table))
-    candidates = np.stack([np.zeros_like(low), low, low + 1])
-    points = np.where(candidates > 0, candidates - PULL, 0.0)
-    costs = (magnitude - points) ** 2 + RATE_WEIGHT * bits[candidates]
-    symbols = np.take_along_axis(candidates, costs.argmin(axis=0)[None], axis=0)[0]
-    table, _ = cheapest_table(symbols)
-    return np.where(values < 0, -symbols, symbols), table
+def nearest_steps(step: float, partner_norms: Float64) -> Int64:
+    """Indices of the grid's steps nearest, in ratio, to `step` over each of the norms."""
+    ratios = np.log2(step) - np.log2(np.maximum(partner_norms, np.finfo(float).tiny))
+    indices = np.rint(STEPS_PER_OCTAVE * (ratios - _LOWEST_OCTAVE))
+    return np.asarray(np.clip(indices, 0, STEP_COUNT - 1), dtype=np.int64)
 
 
-def dequantise(symbols: Int64, step: float) -> Float64:
-    """The values that `symbols` stand for."""
-    return (symbols - np.sign(symbols) * PULL) * step
+def quantise(values: Float64, steps: Float64) -> tuple[Int64, Int64]:
+    """Quantise rows, trading bits for error symbol by symbol.
+
+    Args:
+        values: (rows, width).
+        steps: (rows,), each from the grid.
+
+    Returns:
+        Symbols (rows, width), and the table that codes each row, (rows,).
+
+    Raises:
+        OverflowError: a symbol would be beyond the widest table (the step is far too fine).
+    """
+    magnitudes = np.abs(values) / steps[:, None]
+    largest = float(magnitudes.max(initial=0.0))
+    if largest > reach(SCALE_COUNT - 1) - 1:
+        raise OverflowError(f"symbol {largest:.0f} is beyond the widest table")
+    plain = np.floor(magnitudes + (1 - DEAD_ZONE)).astype(np.int64)
+    tables, _ = cheapest_tables(plain)
+    low = np.floor(magnitudes).astype(np.int64)
+    bits = symbol_bits(tables, int(low.max(initial=0)) + 1)
+    rows = np.arange(len(values))[:, None]
+    best = np.zeros_like(low)
+    least = magnitudes**2 + RATE_WEIGHT * bits[:, :1]
+    for candidate in (low, low + 1):
+        cost = (magnitudes - candidate + PULL) ** 2 + RATE_WEIGHT * bits[rows, candidate]
+        better = (cost < least) & (candidate > 0)
+        best = np.where(better, candidate, best)
+        least = np.where(better, cost, least)
+    best[tables == ZERO_TABLE] = 0
+    tables, _ = cheapest_tables(best)
+    return np.where(values < 0, -best, best), tables
+
+
+def dequantise(symbols: Int64, steps: Float64) -> Float64:
+    """The values that symbols (rows, width) stand for, each row with its own step (rows,)."""
+    values: Float64 = (symbols - np.sign(symbols) * PULL) * steps[:, None]
+    return values

@@ -34,7 +34,7 @@ from lorareg.compress.canonical import balanced, principal_frame
 from lorareg.compress.entropy import SCALE_COUNT, ZERO_TABLE, Int64, SymbolDecoder, SymbolEncoder, cheapest_table
 from lorareg.compress.gauge import FRACTION_BITS, quantise_rotation, restore_rotation
 from lorareg.compress.prediction import ModulePrediction, Prediction
-from lorareg.compress.quantize import STEP_COUNT, dequantise, nearest_step, quantise, step_of
+from lorareg.compress.quantize import STEP_COUNT, dequantise, nearest_steps, quantise, steps_of
 from lorareg.compress.weights import Factors, Float64
 from lorareg.registry.errors import InvalidContainerError
 from lorareg.registry.types import Layout
@@ -99,37 +99,28 @@ def quantise_module(target: Target, step: float) -> Quantised:
     predicted = target.predicted
     b = target.wanted.b if predicted is None else target.wanted.b - predicted.b
     a = target.wanted.a if predicted is None else target.wanted.a - predicted.a
-    vectors = [*b.T, *a]
-    partners = np.concatenate([target.a_norms, target.b_norms])
-    tables, steps, symbols = [], [], []
-    for vector, partner in zip(vectors, partners, strict=True):
-        index = nearest_step(step / max(float(partner), np.finfo(float).tiny))
-        drawn, table = quantise(vector, step_of(index))
-        tables.append(table)
-        steps.append(index)
-        symbols.append(drawn)
+    b_steps, a_steps = nearest_steps(step, target.a_norms), nearest_steps(step, target.b_norms)
+    b_symbols, b_tables = quantise(b.T, steps_of(b_steps))
+    a_symbols, a_tables = quantise(a, steps_of(a_steps))
     if predicted is None:
-        _drop_half_components(tables, symbols)
-    return Quantised(np.array(tables), np.array(steps), tuple(symbols), target.rotation)
-
-
-def _drop_half_components(tables: list[int], symbols: list[Int64]) -> None:
-    """Without a prediction a component with one zero factor adds nothing: drop the other too."""
-    rank = len(tables) // 2
-    for i in range(rank):
-        if ZERO_TABLE in (tables[i], tables[i + rank]):
-            for j in (i, i + rank):
-                tables[j], symbols[j] = ZERO_TABLE, np.zeros_like(symbols[j])
+        # A component with one zero factor adds nothing: drop the other too.
+        halves = (b_tables == ZERO_TABLE) | (a_tables == ZERO_TABLE)
+        b_tables[halves] = a_tables[halves] = ZERO_TABLE
+        b_symbols[halves] = a_symbols[halves] = 0
+    return Quantised(
+        tables=np.concatenate([b_tables, a_tables]),
+        steps=np.concatenate([b_steps, a_steps]),
+        symbols=(*b_symbols, *a_symbols),
+        rotation=target.rotation,
+    )
 
 
 def dequantise_module(quantised: Quantised, predicted: Factors | None) -> Factors:
     """The decoded factors of one module."""
     rank = len(quantised.tables) // 2
-    values = [
-        dequantise(symbols, step_of(int(index)))
-        for symbols, index in zip(quantised.symbols, quantised.steps, strict=True)
-    ]
-    b, a = np.stack(values[:rank], axis=1), np.stack(values[rank:])
+    steps = steps_of(quantised.steps)
+    b = dequantise(np.stack(quantised.symbols[:rank]), steps[:rank]).T
+    a = dequantise(np.stack(quantised.symbols[rank:]), steps[rank:])
     if predicted is None:
         return Factors(b=b, a=a)
     return Factors(b=b + predicted.b, a=a + predicted.a)
