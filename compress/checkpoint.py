@@ -45,6 +45,8 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 step = int(json.loads(file.metadata()["step"]))
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if not _fits(tensors, model):
+                return 0
             self._restore(tensors, model, optimizer, order)
         except (SafetensorError, KeyError, ValueError, RuntimeError):
             # A checkpoint saves time and nothing else: one that cannot be read is not worth failing for.
@@ -62,3 +64,9 @@ class Checkpoint:
                 state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         order.set_state(tensors["order"])
+
+
+def _fits(tensors: dict[str, Tensor], model: nn.Module) -> bool:
+    """Whether a checkpoint is of this model; torch would restore the part that fits before it refuses."""
+    own = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
+    return own == {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise, repeat
+from operator import mul
 
 import constriction
 import numpy as np
@@ -56,7 +57,9 @@ def counts(number: int) -> Int64:
     """Integer counts of the symbols -reach..reach under table `number`; they sum to 2^16 or a little more."""
     scale, half_bin = scale_of(number), Decimal(str(DEAD_ZONE))
     with localcontext(_DECIMAL):
-        edges = [1 / (1 + (-(n + half_bin) / scale).exp()) for n in range(reach(number) + 1)]
+        # exp(-(n + 0.6) / s) by repeated multiplication: 28 digits leave 20 good ones after 60,000 of them.
+        fall = accumulate(repeat((-1 / scale).exp(), reach(number)), mul, initial=(-half_bin / scale).exp())
+        edges = [1 / (1 + tail) for tail in fall]
         mass = [2 * edges[0] - 1, *(high - low for low, high in pairwise(edges))]
         one_side = [max(1, int((m * _TOTAL).to_integral_value())) for m in mass]
     return np.array(one_side[:0:-1] + one_side, dtype=np.int64)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -138,6 +138,7 @@ class _CohortRun:
         self.encoder, self.reporter = encoder, reporter
         self.layout = Layout.from_json(cohort.layout)
         self.messages: list[str] = []
+        self.checkpoint: Path | None = None
 
     def run(self) -> CohortSummary:
         """Encode what needs it and sum up."""
@@ -236,6 +237,7 @@ class _CohortRun:
         plan = self._plan(tasks, conditions)
         if plan.loaded is None:
             self._encode_all(tasks, [None] * len(tasks), None, plan.step)
+            self._forget_checkpoint()
             return
         generator = plan.loaded.generator
         record = self.registry.record_generator(
@@ -257,7 +259,7 @@ class _CohortRun:
         users = self._encode_all(tasks, drafts, record, plan.step)
         if not users:
             self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
-        self._checkpoint(tasks, generator.arch).unlink(missing_ok=True)
+        self._forget_checkpoint()
 
     def _plan(self, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Plan:
         """The cheapest way to store a group, or the one that was asked for."""
@@ -293,15 +295,18 @@ class _CohortRun:
         config = replace(train.PRESETS[arch], seed=self.options.seed)
         if self.options.steps is not None:
             config = replace(config, steps=self.options.steps)
-        checkpoint = train.Checkpoint(self._checkpoint(tasks, arch))
-        trained: Trained = train.train_generator(group, config, checkpoint, self.reporter)
+        # Named by everything that decides the result, so that a run that differs in anything starts anew.
+        key = [[task.adapter.digest for task in tasks], group.encoder, group.tolerance, asdict(config)]
+        name = sha256_hex(canonical_json(key).encode())[:32]
+        self.checkpoint = self.registry.home / "checkpoints" / f"{name}.safetensors"
+        trained: Trained = train.train_generator(group, config, train.Checkpoint(self.checkpoint), self.reporter)
         return trained
 
-    def _checkpoint(self, tasks: Sequence[_Task], arch: str) -> Path:
-        """Where this training run keeps its state: named by everything that decides the result."""
-        key = [[task.adapter.digest for task in tasks], arch, self.encoder.name, self.options.contract]
-        digest = sha256_hex(canonical_json([*key, self.options.seed, self.options.steps]).encode())
-        return self.registry.home / "checkpoints" / f"{digest[:32]}.safetensors"
+    def _forget_checkpoint(self) -> None:
+        """What the last training run gave is recorded: its checkpoint is of no more use."""
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+            self.checkpoint = None
 
     # -- encoding and recording -----------------------------------------------------------------
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lorareg.registry.peft_format import read_folder
@@ -27,6 +29,7 @@ def _load_builders() -> ModuleType:
 
 
 _BUILDERS = _load_builders()
+MODULES = tuple(f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv")
 
 
 @pytest.fixture(scope="session")
@@ -48,23 +51,6 @@ def sample_weights(sample_adapters: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def sample_registry(tmp_path: Path, sample_adapters: Path) -> Iterator[Callable[..., Registry]]:
-    """`sample_registry("man-de", "man-nl")`: a new registry with those sample adapters."""
-    opened = []
-
-    def build(*tasks: str) -> Registry:
-        registry = Registry.open(tmp_path / "home", create=True)
-        opened.append(registry)
-        for task in tasks:
-            registry.ingest(read_folder(sample_adapters / task), name=task)
-        return registry
-
-    yield build
-    for registry in opened:
-        registry.close()
-
-
-@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch on one thread, so that sums come in one order."""
     torch = pytest.importorskip("torch")
@@ -72,3 +58,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def add_group(make_adapter: Callable[..., Path]) -> Callable[..., None]:
+    """`add_group(registry, "a", "b", init=1)`: ingest adapters of one initialisation that resemble each other.
+
+    `alike` is the share of B's energy they have in common.
+    """
+
+    def add(registry: Registry, *names: str, init: int = 0, alike: float = 0.95, width: int = 48) -> None:
+        for name in names:
+            shared, own = np.random.default_rng(init), np.random.default_rng(zlib.crc32(name.encode()))
+            tensors = {}
+            for module in MODULES:
+                key = f"base_model.model.{module}.lora_"
+                a = shared.normal(size=(2, width)) + 0.05 * own.normal(size=(2, width))
+                b = alike**0.5 * shared.normal(size=(width + 2, 2)) + (1 - alike) ** 0.5 * own.normal(
+                    size=(width + 2, 2)
+                )
+                tensors |= {f"{key}A.weight": a.astype(np.float32), f"{key}B.weight": (b * [1, 0.4]).astype(np.float32)}
+            card = f"# Task\n\nContinue the {name} text.\n"
+            path = make_adapter(name, modules=MODULES, width=width, tensors=tensors, card=card)
+            registry.ingest(read_folder(path), name=name)
+
+    return add

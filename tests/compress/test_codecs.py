@@ -107,7 +107,9 @@ def test_a_missing_generator_is_refused(case: Case) -> None:
         return
     with pytest.raises(LayoutMismatchError, match=f"generator {NO_GENERATOR[:16]} is needed"):
         decode(case.encoded.code, layout, None, WHAT)
-    nameless = pack_code(replace(unpack_code(case.encoded.code), layout_digest=layout.digest, generator_digest="00" * 8))
+    nameless = pack_code(
+        replace(unpack_code(case.encoded.code), layout_digest=layout.digest, generator_digest="00" * 8)
+    )
     with pytest.raises(InvalidContainerError, match="made against a generator and names none"):
         decode(nameless, layout, None, WHAT)
 
@@ -139,7 +141,9 @@ def _decode_or_refuse(case: Case, code: bytes) -> bool:
         return False
     assert len(output) == len(case.original.data)
     if case.number != LOSSLESS:  # which gives back any head it is given; its digest is in the encoding's row
-        assert all(np.isfinite(f.a).all() and np.isfinite(f.b).all() for f in read_weights(output, case.original.layout))
+        assert all(
+            np.isfinite(f.a).all() and np.isfinite(f.b).all() for f in read_weights(output, case.original.layout)
+        )
     return True
 
 
@@ -246,11 +250,7 @@ def test_a_weight_beyond_its_dtype_is_a_typed_error(make: ModuleType, monkeypatc
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "mixed"])
 def test_lossless_gives_every_dtype_back(dtype: str, make: ModuleType) -> None:
-    layout = make.layout()
-    if dtype == "mixed":
-        layout = make.layout(dtype=["F32", "F16"] * 4)
-    else:
-        layout = make.layout(dtype=dtype)
+    layout = make.layout(dtype=["F32", "F16"] * 4 if dtype == "mixed" else dtype)
     original = make.original(layout)
     encoded = encode(original, None, 0.0)
     assert decode(encoded.code, layout, None, WHAT) == original.data
@@ -284,5 +284,7 @@ def test_lossless_head_bomb_is_refused_before_it_is_opened(make: ModuleType) -> 
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 20))
     with pytest.raises(InvalidContainerError, match="announces"):
         case.decode(
-            _packed(case, payload[:1] + size.to_bytes(8, "little") + payload[9:17] + len(bomb).to_bytes(8, "little") + bomb)
+            _packed(
+                case, payload[:1] + size.to_bytes(8, "little") + payload[9:17] + len(bomb).to_bytes(8, "little") + bomb
+            )
         )

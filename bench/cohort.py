@@ -1,0 +1,71 @@
+"""The adapters a benchmark runs on: one folder of PEFT adapters that share a layout."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorareg.compress.encode import Original
+    from lorareg.compress.generator import Int8
+    from lorareg.registry.types import Layout
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = (ROOT.parent / "shared" / "adapters" / "same-seed", ROOT / "examples" / "adapters")
+"""Where adapters are looked for when no folder is given; the first that exists is taken."""
+
+OUTPUT = ROOT / "build" / "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchCohort:
+    """Adapters of one layout, with the task vectors of their descriptions."""
+
+    layout: Layout
+    originals: tuple[Original, ...]
+    conditions: tuple[Int8, ...]
+    encoder: str  # that made the conditions
+
+    @property
+    def original_bytes(self) -> int:
+        return sum(len(original.data) for original in self.originals)
+
+
+def add_arguments(parser: ArgumentParser, name: str) -> None:
+    """The options that all benchmarks share."""
+    parser.add_argument("folder", nargs="?", type=Path, help=f"PEFT folders (default: {FOLDERS[0]}, else the examples)")
+    parser.add_argument("--adapters", type=int, metavar="N", help="take the first N only")
+    parser.add_argument("--json", type=Path, default=OUTPUT / f"{name}.json", metavar="FILE", help="where results go")
+    parser.add_argument("--fresh", action="store_true", help="measure anew what an earlier run measured")
+
+
+def find_folders(folder: Path | None, count: int | None) -> list[Path]:
+    """The adapter folders to use; ends the program with a message where there are none."""
+    chosen = folder or next((path for path in FOLDERS if path.is_dir()), FOLDERS[-1])
+    found = sorted(path.parent for path in chosen.glob("*/adapter_config.json"))[:count]
+    if len(found) < 2:
+        sys.exit(f"{chosen}: {len(found)} adapters here, at least 2 are needed. Give a folder that holds PEFT folders.")
+    return found
+
+
+def load_cohort(folders: list[Path]) -> BenchCohort:
+    """Read the adapters; ends the program with a message where their layouts differ."""
+    from lorareg.compress.encode import Original
+    from lorareg.compress.task_vectors import TextEncoder
+    from lorareg.registry.peft_format import read_folder
+    from lorareg.registry.types import WEIGHTS_FILE
+
+    read = [read_folder(folder) for folder in folders]
+    layout = read[0].layout
+    for folder in read:
+        if folder.layout != layout:
+            sys.exit(f"{folder.path} has another layout than {read[0].path}. Give a folder of one cohort.")
+    return BenchCohort(
+        layout=layout,
+        originals=tuple(Original.read(f.path.name, (f.path / WEIGHTS_FILE).read_bytes(), layout) for f in read),
+        conditions=tuple(TextEncoder().encode(f.description, ()) for f in read),
+        encoder=TextEncoder.name,
+    )

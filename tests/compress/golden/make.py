@@ -1,0 +1,75 @@
+"""Makes the golden files beside it: run `python tests/compress/golden/make.py` from the repository's root.
+
+Run it once for each new codec or architecture, never to make a failing test pass: the files stand
+for what users have stored. Names that exist already are left alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from lorareg.compress.canonical import Coordinates
+from lorareg.compress.codecs import decode
+from lorareg.compress.encode import encode
+from lorareg.compress.generator import pack_generator
+from lorareg.registry.types import sha256_hex
+
+HERE = Path(__file__).parent
+GENERATORS: tuple[tuple[str, Coordinates], ...] = (("mean", "shared"), ("slots", "shared"), ("conv1d", "raw"))
+
+
+def load_builders() -> Any:
+    """The makers of `builders.py`."""
+    spec = importlib.util.spec_from_file_location("compress_builders", HERE.parent / "builders.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Folder:
+    """The golden folder, with the index of what each file decodes to."""
+
+    def __init__(self) -> None:
+        self.index_path = HERE / "index.json"
+        self.index: dict[str, Any] = json.loads(self.index_path.read_text()) if self.index_path.exists() else {}
+
+    def add_code(self, name: str, code: bytes, layout: Any, loaded: Any, generator_file: str | None) -> None:
+        if name in self.index:
+            return
+        output = decode(code, layout, loaded, name)
+        (HERE / f"{name}.code").write_bytes(code)
+        self.index[name] = {"layout": layout.to_json(), "generator": generator_file, "output": sha256_hex(output)}
+
+    def save(self) -> None:
+        self.index_path.write_text(json.dumps(self.index, indent=1, sort_keys=True) + "\n")
+
+
+def main() -> None:
+    """Write what is missing."""
+    make, folder = load_builders(), Folder()
+    for dtype in ("F32", "F16", "BF16"):
+        layout = make.layout(dtype=dtype)
+        original = make.original(layout)
+        folder.add_code(f"lossless-1-{dtype}", encode(original, None, 0.0).code, layout, None, None)
+        folder.add_code(f"residual-1-{dtype}", encode(original, None, 0.1).code, layout, None, None)
+    layout = make.layout()
+    for arch, coordinates in GENERATORS:
+        made = make.generator(arch, layout, coordinates=coordinates)
+        loaded, file = make.loaded(layout, made), f"{arch}.generator"
+        if not (HERE / file).exists():
+            (HERE / file).write_bytes(pack_generator(made, layout))
+        for codec, distance in (("predicted-1", 0.3), ("generated-1", 0.0)):
+            original, draft = make.near_prediction(layout, loaded, 1, distance)
+            encoded = encode(original, draft, 0.1)
+            assert encoded.codec.name == codec, (arch, encoded.codec.name)
+            folder.add_code(f"{codec}-{arch}", encoded.code, layout, loaded, file)
+    folder.save()
+
+
+if __name__ == "__main__":
+    main()
