@@ -12,6 +12,10 @@ from lorareg.cli.output import Output, Table
 from lorareg.registry.errors import CheckFailedError
 
 
+def _count(problems: int) -> str:
+    return f"{problems or 'no'} problem{'' if problems == 1 else 's'}"
+
+
 def check(
     read_data: Annotated[
         bool, typer.Option("--read-data", help="Also hash every blob and decode every code, comparing digests.")
@@ -38,7 +42,7 @@ def check(
         where = registry.home
     problems = [finding for finding in findings if finding.severity == "error"]
     depth = "rows, blobs and codes were read" if read_data else "blobs were not read; --read-data does that"
-    verdict = f"{where}: {len(problems) or 'no'} problems ({depth})."
+    verdict = f"{where}: {_count(len(problems))} ({depth})."
     rows = [(finding.severity, finding.what, finding.problem, finding.remedy) for finding in findings]
     tables = (
         [Table(("severity", "what", "problem", "remedy"), rows, flexible=frozenset({"what", "problem", "remedy"}))]

@@ -44,11 +44,11 @@ def _row(summary: CohortSummary) -> tuple[str, ...]:
 
 
 def _show(output: Output, summaries: list[CohortSummary]) -> None:
-    columns = ("cohort", "new + kept", "generator", "original", "stored", "%", "worst error", "tiers")
+    columns = ("cohort", "new + kept", "generator", "original", "codes + generator", "%", "worst error", "tiers")
     table = Table(
         columns,
         [_row(summary) for summary in summaries],
-        numbers=frozenset({"new + kept", "original", "stored", "%", "worst error"}),
+        numbers=frozenset({"new + kept", "original", "codes + generator", "%", "worst error"}),
         flexible=frozenset({"cohort", "tiers"}),
     )
     messages = [f"{summary.cohort}: {summary.message}" for summary in summaries if summary.message]
@@ -60,9 +60,14 @@ def compress(
         list[str] | None, typer.Argument(metavar="COHORT", show_default=False, help="Default: all of them.")
     ] = None,
     tolerance: Annotated[
-        float,
-        typer.Option("--tolerance", help="Largest relative error of the weight update (delta W) of any adapter."),
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            "--tolerance",
+            show_default=False,
+            help="Largest relative error of the weight update (delta W) of any adapter. Default: 0.2 for adapters that "
+            "have no code yet; the others keep theirs.",
+        ),
+    ] = None,
     arch: Annotated[
         Arch,
         typer.Option(
@@ -92,8 +97,8 @@ def compress(
     """Encode adapters within a tolerance.
 
     Each stored code is decoded and measured before it is recorded. An adapter that no cheaper way
-    passes stays lossless. Adapters added later are encoded against the generator that exists, and
-    adapters that are encoded within the tolerance already are left alone.
+    passes stays lossless. Adapters added later are encoded against the generator that exists.
+    Adapters that have a code are left alone unless --tolerance names another than theirs.
 
     Raises:
         StoppedError: on Ctrl-C; training goes on from its last checkpoint.
@@ -109,7 +114,7 @@ def compress(
             summaries = run_compress(registry, cohorts or (), options, reporter)
     except KeyboardInterrupt as error:
         raise StoppedError(
-            message="Stopped. Encodings made so far are recorded and training has a checkpoint; "
-            "run the same command again to go on from there."
+            message="Stopped. Codes made so far are recorded, and training goes on from its last checkpoint if it had "
+            "come to one. Run the same command again."
         ) from error
     _show(output, summaries)

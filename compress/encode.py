@@ -100,6 +100,8 @@ def encode(original: Original, draft: Draft | None, tolerance: float, hint: floa
         if generated is not None and generated.fidelity.relative_error <= tolerance:
             return generated
     residual = _residual(original, draft, tolerance, hint) if tolerance > 0 else None
+    if residual is None and draft is not None and tolerance > 0:
+        residual = _residual(original, None, tolerance, hint)  # an update of zero, say, is best left unpredicted
     if residual is not None and len(residual.code) <= LOSSLESS_WORTH_TRYING * len(original.data):
         return residual
     lossless = _finish(original, LOSSLESS, None, encode_lossless(original.data, original.layout), None)

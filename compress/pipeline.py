@@ -30,6 +30,7 @@ from lorareg.compress.progress import Reporter
 from lorareg.compress.task_vectors import HiddenStateEncoder, TaskEncoder, TextEncoder
 from lorareg.registry.errors import (
     BaseModelError,
+    IntegrityError,
     InvalidNameError,
     MissingExtraError,
     NothingToDoError,
@@ -53,15 +54,20 @@ from lorareg.registry.types import (
 from lorareg.registry.types import Generator as GeneratorRecord
 
 ARCHITECTURES = ("auto", slots_decoder.NAME, conv1d_decoder.NAME, mean_decoder.NAME, "none")
+DEFAULT_TOLERANCE = 0.2
 FIT_STEPS = 120
 TYPICAL_TRIALS = 12  # the search for the mean table's precision takes between 6 and 15
 
 
 @dataclass(frozen=True, slots=True)
 class CompressOptions:
-    """What `compress` was asked for. `tolerance` is the relative error of ΔW each adapter may have at most."""
+    """What `compress` was asked for.
 
-    tolerance: float = 0.2
+    `tolerance` is the relative error of ΔW each adapter may have at most. None leaves adapters that
+    have an encoding at the tolerance they were given, and gives the others `DEFAULT_TOLERANCE`.
+    """
+
+    tolerance: float | None = None
     arch: str = "auto"
     base_model: Path | None = None
     seed: int = 0
@@ -70,18 +76,13 @@ class CompressOptions:
 
     def __post_init__(self) -> None:
         """Raises ToleranceError (tolerance outside 0..1, steps below 1) or InvalidNameError (architecture)."""
-        if not 0 <= self.tolerance < 1:
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
             raise ToleranceError(value=self.tolerance, reason="a relative error is at least 0 (lossless) and below 1")
         if self.steps is not None and self.steps < 1:
             raise ToleranceError(value=f"--steps {self.steps}", reason="training takes at least one step")
         if self.arch not in ARCHITECTURES:
             expected = "one of " + ", ".join(ARCHITECTURES)
             raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)
-
-    @property
-    def contract(self) -> dict[str, Any]:
-        """The tolerance as it is stored with an encoding."""
-        return {"relative_error": self.tolerance}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class _CohortRun:
         self.registry, self.cohort, self.options = registry, cohort, options
         self.encoder, self.reporter = encoder, reporter
         self.layout = Layout.from_json(cohort.layout)
+        self.tolerance = DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance
         self.messages: list[str] = []
         self.checkpoint: Path | None = None
 
@@ -144,6 +146,10 @@ class _CohortRun:
         """Encode what needs it and sum up."""
         adapters = self.registry.adapters(cohort_id=self.cohort.id)
         current = {encoding.adapter_id: encoding for encoding in self.registry.encodings(self.cohort.id)}
+        if self.options.tolerance is None and self.options.retrain:
+            # Nobody asked for a coarser contract than the tightest one given before.
+            given = [_tolerance_of(encoding) for encoding in current.values()]
+            self.tolerance = min(given, default=DEFAULT_TOLERANCE)
         tasks = [
             _Task(adapter, Original.read(f"Adapter {adapter.ref!r}", self._weights(adapter), self.layout))
             for adapter in adapters
@@ -153,7 +159,7 @@ class _CohortRun:
         for group in _groups(left):
             self._encode_group(group)
         if adapters and not tasks:
-            self.messages.append("every adapter holds this tolerance already; --retrain starts over")
+            self.messages.append("every adapter is encoded already; --tolerance or --retrain starts over")
         return self._summary(adapters, len(tasks))
 
     def _weights(self, adapter: Adapter) -> bytes:
@@ -163,21 +169,35 @@ class _CohortRun:
         """Whether an adapter can stay as it is stored."""
         if encoding is None or self.options.retrain:
             return False
-        return encoding.tolerance == canonical_json(self.options.contract)
+        if self.options.tolerance is not None and _tolerance_of(encoding) != self.options.tolerance:
+            return False
+        try:
+            self.registry.blobs.verify(encoding.sha256)
+            if encoding.generator_id is not None:
+                self.registry.blobs.verify(self.registry.generator(encoding.generator_id).sha256)
+        except IntegrityError as error:
+            self.messages.append(f"encoded anew because stored bytes are damaged: {error.fields.get('what', error)}")
+            return False
+        return True
 
     # -- with a generator that exists -----------------------------------------------------------
 
     def _encode_with_existing(self, tasks: Sequence[_Task]) -> list[_Task]:
         """Encode what the cohort's generators cover, newest first; gives back what is left."""
         left = list(tasks)
-        if self.options.arch == "none" or self.options.tolerance == 0:
+        if self.options.arch == "none" or self.tolerance == 0:
             return left
         for record in reversed(self.registry.generators(self.cohort.id)):
             if not left:
                 break
             if self.options.arch not in ("auto", record.arch):
                 continue
-            loaded = LoadedGenerator.from_bytes(self.registry.blobs.get(record.sha256), record.sha256, self.layout)
+            try:
+                data = self.registry.blobs.get(record.sha256)
+            except IntegrityError as error:
+                self.messages.append(f"generator {_label(record)} is damaged and is not used: {error}")
+                continue
+            loaded = LoadedGenerator.from_bytes(data, record.sha256, self.layout)
             known = {task.adapter.id for task in left if covers(loaded.generator, task.original.factors)}
             covered = [task for task in left if task.adapter.id in known]
             left = [task for task in left if task.adapter.id not in known]
@@ -188,8 +208,8 @@ class _CohortRun:
                     draft_of(loaded, task.original, latent, condition)
                     for task, latent, condition in zip(covered, latents, conditions, strict=True)
                 ]
-                self.messages.append(f"{len(covered)} encoded against generator {_label(record)}")
-                self._encode_all(covered, drafts, record, None)
+                users = self._encode_all(covered, drafts, record, None)
+                self.messages.append(f"{users} of {len(covered)} encoded against generator {_label(record)}")
         return left
 
     def _fit(self, loaded: LoadedGenerator, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Sequence[Int8]:
@@ -205,7 +225,7 @@ class _CohortRun:
             conditions=conditions,
             means=generator.means,
             slot_exponents=generator.slot_exponents,
-            tolerance=self.options.tolerance,
+            tolerance=self.tolerance,
         )
         return list(_train_module().fit_latents(generator, group, FIT_STEPS, self.reporter))
 
@@ -233,8 +253,11 @@ class _CohortRun:
 
     def _encode_group(self, tasks: Sequence[_Task]) -> None:
         """Plan, store the generator if there is one, encode."""
-        conditions = self._task_vectors(tasks)
-        plan = self._plan(tasks, conditions)
+        alone = self.options.arch == "none" or self.tolerance == 0 or len(tasks) < 2
+        conditions = [EMPTY] * len(tasks) if alone else self._task_vectors(tasks)
+        plan = Plan(None, b"", [], 0.0, None) if alone else self._plan(tasks, conditions)
+        if len(tasks) < 2:
+            self.messages.append(f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter")
         if plan.loaded is None:
             self._encode_all(tasks, [None] * len(tasks), None, plan.step)
             self._forget_checkpoint()
@@ -264,14 +287,8 @@ class _CohortRun:
     def _plan(self, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Plan:
         """The cheapest way to store a group, or the one that was asked for."""
         arch = self.options.arch
-        if arch == "none" or self.options.tolerance == 0 or len(tasks) < 2:
-            if len(tasks) < 2 and arch != "none" and self.options.tolerance > 0:
-                self.messages.append(
-                    f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter"
-                )
-            return Plan(None, b"", [], 0.0, None)
         originals = [task.original for task in tasks]
-        members = Members(self.layout, originals, conditions, self.encoder.name, self.options.tolerance)
+        members = Members(self.layout, originals, conditions, self.encoder.name, self.tolerance)
         self.reporter.start("measuring what a generator would save", TYPICAL_TRIALS)
         planner = Planner(members, self.reporter)
         plans = {"none": planner.without_generator()}
@@ -317,10 +334,10 @@ class _CohortRun:
         users = 0
         self.reporter.start(f"encoding {self.cohort.name}", len(tasks))
         for task, draft in zip(tasks, drafts, strict=True):
-            encoded = encode(task.original, draft, self.options.tolerance, step)
+            encoded = encode(task.original, draft, self.tolerance, step)
             if draft is not None and draft.loaded.generator.coordinates != "shared":
                 # Only a shared initialisation makes it certain that a prediction helps.
-                alone = encode(task.original, None, self.options.tolerance, step)
+                alone = encode(task.original, None, self.tolerance, step)
                 encoded = min(encoded, alone, key=lambda one: len(one.code))
             step = encoded.step or step
             self._record(task.adapter, encoded, record)
@@ -341,7 +358,7 @@ class _CohortRun:
             size_bytes=len(encoded.code),
             output_digest=sha256_hex(encoded.output),
             output_bytes=len(encoded.output),
-            tolerance=self.options.contract,
+            tolerance={"relative_error": self.tolerance},
             fidelity={**encoded.fidelity.to_dict(), **({"reason": encoded.reason} if encoded.reason else {})},
         )
         restore_weights(self.registry, adapter, new)
@@ -396,6 +413,10 @@ def _groups(tasks: Sequence[_Task]) -> list[list[_Task]]:
     groups = [[tasks[index] for index in group] for group in group_by_init([t.original.factors for t in tasks])]
     alone = [group[0] for group in groups if len(group) == 1]
     return [group for group in groups if len(group) > 1] + ([alone] if alone else [])
+
+
+def _tolerance_of(encoding: Encoding) -> float:
+    return float(json.loads(encoding.tolerance)["relative_error"])
 
 
 def _label(record: GeneratorRecord) -> str:

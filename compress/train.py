@@ -188,6 +188,8 @@ def _fit(
     smooth, best, best_step, step = 1.0, float("inf"), first, first
     reporter.start(f"training the {config.arch} generator", config.steps)
     reporter.advance(first)
+    if first:
+        reporter.note(f"Going on from step {first} of an earlier run.")
     started = time.monotonic()
     try:
         for step in range(first, config.steps):

@@ -23,7 +23,10 @@ from lorareg.registry.files import open_regular, sync_all, sync_file, sync_folde
 CHUNK_BYTES = 1 << 20
 STALE_AFTER_S = 24 * 3600
 _HEX_DIGITS = frozenset("0123456789abcdef")
-_DAMAGED_REMEDY = "Restore it from a backup, or ingest the original again."
+_DAMAGED_REMEDY = (
+    "Restore it from a backup. A file of an adapter comes back when the adapter is ingested again, a code or generator "
+    "with `lorareg compress` while the originals are kept."
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.errors import IntegrityError, MissingBlobError, RegistryError
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.rows import verify_row
-from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Finding, Layout, canonical_json, sha256_hex
+from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Finding, Layout, Severity, canonical_json, sha256_hex
 
 TABLES = ("cohort", "adapter", "adapter_file", "tag", "task_vector", "generator", "encoding")
 _BACKUP_REMEDY = "Restore the database from a backup."
-_BLOB_REMEDY = "Restore it from a backup, or ingest the original again."
+_FILE_REMEDY = "Restore it from a backup, or ingest the original again."
+_CODE_REMEDY = "Restore it from a backup; while the originals are kept, `lorareg compress` makes it anew."
+_OLD_REMEDY = "No adapter needs it; it takes space."
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -104,33 +107,60 @@ def _layout_digest(layout: str) -> str | None:
         return None
 
 
-def _references(tables: Mapping[str, Rows]) -> dict[str, tuple[int, str]]:
-    """Every digest a row mentions, with the size it should have and one of those who mention it."""
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    """What rows say of a blob: its size, one of its uses, and what to do when it is damaged."""
+
+    size_bytes: int
+    owner: str
+    remedy: str
+    is_needed: bool = True
+
+
+def _references(tables: Mapping[str, Rows]) -> dict[str, _Blob]:
+    """Every blob a row mentions; where several do, the use that needs it most."""
     names = {row["id"]: f"{row['name']}@{row['version']}" for row in tables["adapter"]}
-    references: dict[str, tuple[int, str]] = {}
-    for row in tables["adapter_file"]:
-        references[row["sha256"]] = (row["size_bytes"], f"{row['path']} of {names.get(row['adapter_id'], '?')}")
-    for row in tables["generator"]:
-        references[row["sha256"]] = (row["size_bytes"], f"generator {row['id']}")
+    current = [row for row in tables["encoding"] if row["superseded_at"] is None]
+    in_use = {row["generator_id"] for row in current}
+    blobs: dict[str, _Blob] = {}
     for row in tables["encoding"]:
-        references[row["sha256"]] = (row["size_bytes"], f"code of {names.get(row['adapter_id'], '?')}")
-    return references
+        blobs[row["sha256"]] = _Blob(
+            row["size_bytes"], f"older code of {names.get(row['adapter_id'], '?')}", _OLD_REMEDY, False
+        )
+    for row in tables["generator"]:
+        needed, owner = row["id"] in in_use, f"generator {row['id']}"
+        blobs[row["sha256"]] = _Blob(row["size_bytes"], owner, _CODE_REMEDY if needed else _OLD_REMEDY, needed)
+    for row in current:
+        blobs[row["sha256"]] = _Blob(row["size_bytes"], f"code of {names.get(row['adapter_id'], '?')}", _CODE_REMEDY)
+    for row in tables["adapter_file"]:
+        blobs[row["sha256"]] = _Blob(
+            row["size_bytes"], f"{row['path']} of {names.get(row['adapter_id'], '?')}", _FILE_REMEDY
+        )
+    return blobs
 
 
-def _blob_problems(blobs: BlobStore, references: dict[str, tuple[int, str]], read_data: bool) -> Iterator[Finding]:
-    for digest, (size_bytes, owner) in references.items():
-        try:
-            found = blobs.size(digest)
-            if found != size_bytes:
-                yield Finding(f"blob {digest}", f"{owner} has {found} bytes, not {size_bytes}", _BLOB_REMEDY)
-            elif read_data:
-                blobs.verify(digest)
-        except MissingBlobError:
-            yield Finding(f"blob {digest}", f"{owner} is missing from the blob store", _BLOB_REMEDY)
-        except IntegrityError as error:
-            yield Finding(f"blob {digest}", f"{owner} hashes to {error.fields['found']}", _BLOB_REMEDY)
-    for digest in blobs:
-        if digest not in references:
+def _blob_problems(store: BlobStore, blobs: Mapping[str, _Blob], read_data: bool) -> Iterator[Finding]:
+    for digest, blob in blobs.items():
+        problem = _blob_problem(store, digest, blob, read_data)
+        if problem:
+            severity: Severity = "error" if blob.is_needed else "information"
+            yield Finding(f"blob {digest}", f"{blob.owner} {problem}", blob.remedy, severity)
+    for digest in store:
+        if digest not in blobs:
             yield Finding(
                 f"blob {digest}", "nothing refers to it", "It does no harm; it takes space.", severity="information"
             )
+
+
+def _blob_problem(store: BlobStore, digest: str, blob: _Blob, read_data: bool) -> str | None:
+    try:
+        found = store.size(digest)
+        if found != blob.size_bytes:
+            return f"has {found} bytes, not {blob.size_bytes}"
+        if read_data:
+            store.verify(digest)
+    except MissingBlobError:
+        return "is missing from the blob store"
+    except IntegrityError as error:
+        return f"hashes to {error.fields['found']}"
+    return None

@@ -131,7 +131,9 @@ class IntegrityError(LoraregError):
 
 
 class MissingBlobError(IntegrityError):
-    """Blob {digest} is missing from {store}. Restore it from a backup, or ingest the original again."""
+    """Blob {digest} is missing from {store}. Restore it from a backup. A file of an adapter comes back when the
+    adapter is ingested again, a code or generator with `lorareg compress` while the originals are kept.
+    """
 
     exit_code = 23
 

@@ -56,6 +56,8 @@ def validate_label(label: str) -> str:
         InvalidNameError: it may not; the message says why.
     """
     reason = "it is a number" if label.isdecimal() else _part_problem(label)
+    if label == "latest":
+        reason = "it would go stale with the next version, and the bare name means the latest already"
     if reason:
         raise InvalidNameError(kind="Label", value=label, reason=reason, expected=_EXPECTED_LABEL)
     return label

@@ -6,18 +6,16 @@ after that this reader continues on its own.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 from lorareg.registry.blobs import BlobStore
-from lorareg.registry.home import BLOBS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, resolve_home
+from lorareg.registry.home import BLOBS_FOLDER, resolve_home
 from lorareg.registry.lookup import Lookup
-from lorareg.registry.revision import database_error, is_current
+from lorareg.registry.revision import connect_read_only, database_error, is_current
 
 
 class Reader(Lookup):
@@ -36,7 +34,7 @@ class Reader(Lookup):
             from lorareg.registry.store import Registry
 
             Registry.open(self.home, create=False).close()
-        self._connection = _connect_read_only(self.home)
+        self._connection = connect_read_only(self.home)
 
     def close(self) -> None:
         """Close the database."""
@@ -56,17 +54,3 @@ class Reader(Lookup):
         except sqlite3.Error as error:
             raise database_error(self.home, error) from error
         return [dict(row) for row in rows]
-
-
-def _connect_read_only(home: Path) -> sqlite3.Connection:
-    path = (home / DATABASE_FILE).absolute()
-    uri = f"file:{quote(path.as_posix())}?mode=ro"
-    if not os.access(home, os.W_OK) and not path.with_name(f"{DATABASE_FILE}-wal").exists():
-        # WAL needs a shared-memory file beside the database, which read-only media cannot be given.
-        uri += "&immutable=1"
-    try:
-        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)
-    except sqlite3.Error as error:
-        raise database_error(home, error) from error
-    connection.row_factory = sqlite3.Row
-    return connection

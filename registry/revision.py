@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 from lorareg.registry.errors import NewerSchemaError, RegistryError
 from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_FILE
@@ -37,8 +39,10 @@ def read_revision(home: Path) -> str:
         RegistryError: its database cannot be read, or is not a registry's.
         NewerSchemaError: a newer lorareg wrote it.
     """
+    if not (home / DATABASE_FILE).exists():
+        return BASE_REVISION
     try:
-        with closing(sqlite3.connect(home / DATABASE_FILE, timeout=BUSY_TIMEOUT_S)) as connection:
+        with closing(connect_read_only(home)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             found = (
                 "alembic_version" in tables and connection.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -53,6 +57,25 @@ def read_revision(home: Path) -> str:
     if revision != BASE_REVISION and revision > SCHEMA_REVISION:
         raise NewerSchemaError(home=home, found=revision, expected=SCHEMA_REVISION)
     return revision
+
+
+def connect_read_only(home: Path) -> sqlite3.Connection:
+    """Open the database at `home` without the means to change it; read-only media will do.
+
+    Raises:
+        RegistryError: it cannot be opened.
+    """
+    path = (home / DATABASE_FILE).absolute()
+    uri = f"file:{quote(path.as_posix())}?mode=ro"
+    if not os.access(home, os.W_OK) and not path.with_name(f"{DATABASE_FILE}-wal").exists():
+        # WAL needs a shared-memory file beside the database, which read-only media cannot be given.
+        uri += "&immutable=1"
+    try:
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)
+    except sqlite3.Error as error:
+        raise database_error(home, error) from error
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 def database_error(home: Path, error: BaseException) -> RegistryError:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Factor = Literal["A", "B"]
+Severity = Literal["error", "information"]
 Tier = Literal["lossless", "residual", "generated"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -221,4 +222,4 @@ class Finding:
     what: str
     problem: str
     remedy: str
-    severity: Literal["error", "information"] = "error"
+    severity: Severity = "error"

@@ -258,7 +258,7 @@ def test_ctrl_c_says_how_to_go_on(run: Run, home: Path, pipeline: SimpleNamespac
     pipeline.error = KeyboardInterrupt()
     result = run("compress", "--home", home)
     assert result.exit_code == 130
-    assert "training has a checkpoint; run the same command again" in result.err
+    assert "training goes on from its last checkpoint if it had come to one" in result.err
 
 
 @pytest.mark.parametrize(

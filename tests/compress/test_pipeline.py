@@ -153,7 +153,7 @@ def test_a_second_run_changes_nothing(registry: Registry, add_group: AddGroup) -
     before = encodings(registry)
     summary = run(registry, arch="mean")
     assert (summary.encoded, summary.unchanged) == (0, 3)
-    assert "every adapter holds this tolerance already" in summary.message
+    assert "every adapter is encoded already" in summary.message
     assert encodings(registry) == before
 
 
@@ -166,6 +166,78 @@ def test_another_tolerance_encodes_again(registry: Registry, add_group: AddGroup
     after = encodings(registry)
     assert all(after[ref].id != before[ref].id and after[ref].size_bytes > before[ref].size_bytes for ref in before)
     assert "3 encoded against generator mean v1" in summary.message
+
+
+def test_without_a_tolerance_every_adapter_keeps_its_own(registry: Registry, add_group: AddGroup) -> None:
+    add_group(registry, *SIX[:3])
+    run(registry, arch="mean", tolerance=0.02)
+    before = encodings(registry)
+    add_group(registry, "late")
+    summary = run(registry, arch="mean")
+    assert (summary.encoded, summary.unchanged) == (1, 3)
+    after = encodings(registry)
+    assert {ref: after[ref] for ref in before} == before
+    assert json.loads(after["late@1"].tolerance) == {"relative_error": 0.2}
+
+
+def test_retraining_without_a_tolerance_loosens_no_contract(registry: Registry, add_group: AddGroup) -> None:
+    add_group(registry, *SIX[:3])
+    run(registry, arch="mean", tolerance=0.02)
+    summary = run(registry, arch="none", retrain=True)
+    assert summary.encoded == 3
+    assert summary.worst_relative_error <= 0.02
+
+
+def test_a_damaged_code_is_made_anew(registry: Registry, add_group: AddGroup) -> None:
+    add_group(registry, *SIX[:3])
+    run(registry, arch="mean")
+    before = encodings(registry)["a@1"]
+    path = registry.blobs.path(before.sha256)
+    path.chmod(0o644)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (summary,) = compress(registry, (), CompressOptions(), Silent())
+    assert (summary.encoded, summary.unchanged) == (1, 2)
+    assert f"stored bytes are damaged: Blob {before.sha256}" in summary.message
+    assert [finding for finding in registry.check(read_data=True) if finding.severity == "error"] == []
+    assert list(check_encodings(registry)) == []
+
+
+def test_a_missing_generator_is_replaced(registry: Registry, add_group: AddGroup) -> None:
+    add_group(registry, *SIX[:3])
+    run(registry, arch="mean")
+    (record,) = registry.generators(registry.cohorts()[0].id)
+    registry.blobs.path(record.sha256).unlink()
+    (summary,) = compress(registry, (), CompressOptions(arch="mean"), Silent())
+    assert summary.encoded == 3
+    assert "generator mean v1 is damaged and is not used" in summary.message
+    assert list(check_encodings(registry)) == []
+
+
+def test_damage_to_an_older_code_is_no_error(registry: Registry, add_group: AddGroup) -> None:
+    add_group(registry, *SIX[:3])
+    run(registry, arch="mean")
+    older = encodings(registry)["a@1"]
+    run(registry, arch="mean", tolerance=0.05)
+    registry.blobs.path(older.sha256).unlink()
+    (finding,) = registry.check()
+    assert (finding.severity, finding.problem) == ("information", "older code of a@1 is missing from the blob store")
+
+
+def test_an_update_of_zero_takes_a_few_bytes(
+    registry: Registry, add_group: AddGroup, make_adapter: Callable[..., Path]
+) -> None:
+    add_group(registry, *SIX[:3])
+    run(registry, arch="mean")
+    source = read_folder(Path(registry.adapter("a").source))
+    keys = {slot.key: np.zeros(slot.shape, np.float32) for slot in source.layout.slots}
+    zero = make_adapter("zero", modules=source.layout.modules, width=48, tensors=keys)
+    registry.ingest(read_folder(zero), name="zero")
+    run(registry)
+    encoding = encodings(registry)["zero@1"]
+    assert encoding.tier == "residual"
+    assert json.loads(encoding.fidelity)["relative_error"] == 0
+    assert encoding.size_bytes < 100
 
 
 def test_a_later_adapter_needs_no_training(

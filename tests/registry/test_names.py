@@ -51,7 +51,9 @@ def test_bad_task_names_are_refused_with_the_reason(name: str, reason: str) -> N
     assert caught.value.fields["value"] == name
 
 
-@pytest.mark.parametrize(("label", "reason"), [("3", "is a number"), ("", "empty"), ("a b", "not allowed")])
+@pytest.mark.parametrize(
+    ("label", "reason"), [("3", "is a number"), ("", "empty"), ("a b", "not allowed"), ("latest", "would go stale")]
+)
 def test_bad_labels_are_refused(label: str, reason: str) -> None:
     with pytest.raises(InvalidNameError, match=reason):
         validate_label(label)
