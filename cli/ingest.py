@@ -71,15 +71,19 @@ def _ingest_all(
     name: str | None,
     description: str | None,
     reporter: Reporter,
-) -> tuple[list[Line], list[LoraregError]]:
-    """Take in every folder found, in order; gives a line for each, and the errors of those refused."""
+    lines: list[Line],
+) -> list[LoraregError]:
+    """Take in every folder found, in order, adding a line for each; gives the errors of those refused.
+
+    Raises:
+        OSError: the machine refused (disk full); `lines` tells what was taken in before.
+    """
     from lorareg.registry.ingest import IngestRequest
 
     folders = [(root, folder) for root, folder in found if isinstance(folder, Path)]
     requests = [IngestRequest(folder, name or task_name(root, folder), description) for root, folder in folders]
     outcomes = registry.ingest_each(requests)
     waiting = iter(requests)
-    lines: list[Line] = []
     refusals: list[LoraregError] = []
     reporter.start("ingest", len(found))
     for root, folder in found:
@@ -87,7 +91,12 @@ def _ingest_all(
             lines.append(_refused(root, MISSING, folder))
             refusals.append(folder)
         else:
-            request, outcome = next(waiting), next(outcomes)
+            request = next(waiting)
+            try:
+                outcome = next(outcomes)
+            except OSError as error:
+                lines.append(_refused(folder, request.name, error))
+                raise
             if isinstance(outcome, LoraregError):
                 lines.append(_refused(folder, request.name, outcome))
                 refusals.append(outcome)
@@ -97,10 +106,10 @@ def _ingest_all(
                 lines.append(Line(str(folder), adapter.name, adapter.version, outcome.kind, size, None))
         reporter.advance()
     reporter.finish()
-    return lines, refusals
+    return refusals
 
 
-def _refused(path: Path, name: str, error: LoraregError) -> Line:
+def _refused(path: Path, name: str, error: Exception) -> Line:
     return Line(str(path), name, None, REFUSED, None, str(error))
 
 
@@ -156,7 +165,12 @@ def ingest(
     if len(found) == 1 and isinstance(found[0][1], LoraregError):
         raise found[0][1]  # before a registry is made for nothing
     with Registry.open(home, create=True) as registry, progress(output) as reporter:
-        lines, refusals = _ingest_all(registry, found, name, description, reporter)
+        lines: list[Line] = []
+        try:
+            refusals = _ingest_all(registry, found, name, description, reporter, lines)
+        except OSError:
+            _show(output, lines)
+            raise
     if len(found) == 1 and refusals:
         raise refusals[0]
     _show(output, lines)

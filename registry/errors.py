@@ -118,6 +118,12 @@ class RegistryError(LoraregError):
     exit_code = 20
 
 
+class RegistryRefusedError(RegistryError):
+    """Registry {home}: {reason}. {remedy}"""
+
+    exit_code = 74  # as for anything else the machine refuses
+
+
 class NewerSchemaError(RegistryError):
     """Registry {home} was written by a newer lorareg (schema {found}, this one knows {expected}). Upgrade lorareg."""
 

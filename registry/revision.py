@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from lorareg.registry.errors import NewerSchemaError, RegistryError
+from lorareg.registry.errors import NewerSchemaError, RegistryError, RegistryRefusedError
 from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_FILE
 from lorareg.registry.rows import SCHEMA_REVISION
 
@@ -80,13 +80,13 @@ def connect_read_only(home: Path) -> sqlite3.Connection:
 
 def database_error(home: Path, error: BaseException) -> RegistryError:
     """Say what the database said, and what to do about it."""
-    reason = str(error)
+    reason, kind = str(error), RegistryError
     if "locked" in reason or "busy" in reason:
         remedy = f"Another process has been writing for {BUSY_TIMEOUT_S:.0f} s; try again when it is done."
     elif "full" in reason:
-        remedy = "Free some space; nothing was half written."
+        remedy, kind = "Free some space; nothing was half written.", RegistryRefusedError
     elif "readonly" in reason or "unable to open" in reason:
-        remedy = "Check the permissions of the folder and the files in it."
+        remedy, kind = "Check the permissions of the folder and the files in it.", RegistryRefusedError
     else:
         remedy = "Run `lorareg check`; copies from before each migration are in its backups folder."
-    return RegistryError(home=home, reason=f"the database says: {reason}", remedy=remedy)
+    return kind(home=home, reason=f"the database says: {reason}", remedy=remedy)

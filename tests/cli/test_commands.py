@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sqlite3
@@ -16,6 +17,7 @@ import pytest
 
 from lorareg.cli.ingest import task_name
 from lorareg.cli.main import COMMANDS
+from lorareg.registry import ingest, store
 
 Run = Callable[..., Any]
 
@@ -78,6 +80,21 @@ def test_ingest_of_one_refused_adapter_exits_with_its_reason(run: Run, folders: 
     result = run("ingest", folders / "man-de", "--home", tmp_path / "r")
     assert result.exit_code == 10
     assert "adapter_model.safetensors" in result.err
+
+
+def test_a_full_disk_still_tells_what_was_taken_in(
+    run: Run, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(blobs: Any, folder: Any) -> Any:
+        if folder.path.name == max(path.name for path in folders.iterdir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return ingest.store_files(blobs, folder)
+
+    monkeypatch.setattr(store, "store_files", full)
+    result = run("ingest", folders, "--home", tmp_path / "r")
+    assert result.exit_code == 74
+    assert "No space left on device. Free some space" in result.err
+    assert "2 new, 1 refused" in result.out
 
 
 def test_ingest_takes_a_name_and_a_description_for_one(run: Run, folders: Path, tmp_path: Path) -> None:
