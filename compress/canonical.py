@@ -16,10 +16,11 @@ where an error in row i of `a` and one in row j do not interfere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorareg.compress.weights import Factors, Float64
 
@@ -39,31 +40,35 @@ def balanced(factors: Factors) -> Factors:
     return _padded(Factors(b=b * signs, a=signs[:, None] * a), factors.rank)
 
 
-def group_by_init(adapters: Sequence[Sequence[Factors]]) -> list[list[int]]:
+def group_by_init(adapters: Iterable[Sequence[Factors]]) -> list[list[int]]:
     """Split a cohort into groups that share the random A they were initialised with.
 
     Training moves A little, so the cosine between two adapters of one seed stays high (0.9 for the
-    adapters we measured) while different seeds are near orthogonal. Indices keep their order.
+    adapters we measured) while different seeds are near orthogonal. Indices keep their order; of
+    each group only the first member is held in memory, in single precision.
     """
-    flat = [np.concatenate([f.a.ravel() for f in modules]) for modules in adapters]
-    unit = [v / max(float(np.linalg.norm(v)), np.finfo(float).tiny) for v in flat]
     groups: list[list[int]] = []
-    for index, vector in enumerate(unit):
-        home = next((g for g in groups if float(unit[g[0]] @ vector) > SAME_INIT_COSINE), None)
+    firsts: list[NDArray[np.float32]] = []
+    for index, modules in enumerate(adapters):
+        vector = np.concatenate([f.a.ravel() for f in modules])
+        vector /= max(float(np.linalg.norm(vector)), np.finfo(float).tiny)
+        unit = vector.astype(np.float32)
+        home = next((g for g, first in enumerate(firsts) if float(first @ unit) > SAME_INIT_COSINE), None)
         if home is None:
             groups.append([index])
+            firsts.append(unit)
         else:
-            home.append(index)
+            groups[home].append(index)
     return groups
 
 
-def shared_frames(adapters: Sequence[Sequence[Factors]]) -> list[Float64]:
+def shared_frames(adapters: Iterable[Sequence[Factors]]) -> list[Float64]:
     """Per module, the rotation (r, r) that orders the group's B by energy, strongest first."""
-    frames = []
-    for module in zip(*adapters, strict=True):
-        _, vectors = np.linalg.eigh(np.sum([f.b.T @ f.b for f in module], axis=0))
-        frames.append(vectors[:, ::-1])
-    return frames
+    grams: list[Float64] = []
+    for modules in adapters:
+        own = [f.b.T @ f.b for f in modules]
+        grams = [total + gram for total, gram in zip(grams, own, strict=True)] if grams else own
+    return [np.linalg.eigh(gram)[1][:, ::-1] for gram in grams]
 
 
 def turned(factors: Factors, rotation: Float64) -> Factors:

@@ -4,9 +4,11 @@ A codec's number and name never change their meaning. Decoding imports neither t
 
     number  name         tier       payload
     1       lossless-1   lossless   see `lossless`
-    2       residual-1   residual   see `residual`, without a prediction
-    3       predicted-1  residual   latent (k bytes), condition (c bytes), then as 2 against the prediction
+    2       residual-1   residual   see `residual_1`, without a prediction; no longer written
+    3       predicted-1  residual   latent (k bytes), condition (c bytes), then as 2 against the prediction; likewise
     4       generated-1  generated  latent (k bytes), condition (c bytes)
+    5       residual-2   residual   see `residual`, without a prediction
+    6       predicted-2  residual   latent (k bytes), condition (c bytes), then as 5 against the prediction
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lorareg.compress import residual, residual_1
 from lorareg.compress.container import NO_GENERATOR, expect_bindings, unpack_code
 from lorareg.compress.generator import Generator, Int8, predict, unpack_generator
 from lorareg.compress.lossless import decode_lossless
 from lorareg.compress.prediction import Prediction
-from lorareg.compress.residual import restore, unpack_residual
 from lorareg.compress.weights import write_weights
 from lorareg.registry.errors import InvalidContainerError, NewerFormatError
 from lorareg.registry.types import Layout, Tier
@@ -76,15 +78,26 @@ def _decode_lossless(payload: bytes, layout: Layout, generator: LoadedGenerator 
     return decode_lossless(payload, layout, what)
 
 
+def _decode_residual_1(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
+    modules = residual_1.unpack_residual(payload, layout, rotated=False, what=what)
+    return write_weights(layout, residual_1.restore(modules, None))
+
+
+def _decode_predicted_1(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
+    prediction, rest = _predicted(payload, layout, generator, what)
+    modules = residual_1.unpack_residual(rest, layout, rotated=True, what=what)
+    return write_weights(layout, residual_1.restore(modules, prediction))
+
+
 def _decode_residual(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
-    modules = unpack_residual(payload, layout, rotated=False, what=what)
-    return write_weights(layout, restore(modules, None))
+    modules = residual.unpack_residual(payload, layout, predicted=False, what=what)
+    return write_weights(layout, residual.restore(modules, None, layout))
 
 
 def _decode_predicted(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
     prediction, rest = _predicted(payload, layout, generator, what)
-    modules = unpack_residual(rest, layout, rotated=True, what=what)
-    return write_weights(layout, restore(modules, prediction))
+    modules = residual.unpack_residual(rest, layout, predicted=True, what=what)
+    return write_weights(layout, residual.restore(modules, prediction, layout))
 
 
 def _decode_generated(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
@@ -116,11 +129,14 @@ def split_inputs(payload: bytes, generator: Generator) -> tuple[Int8, Int8, byte
     return latent, condition, payload[len(inputs) :]
 
 
-LOSSLESS, RESIDUAL, PREDICTED, GENERATED = 1, 2, 3, 4
+LOSSLESS, GENERATED, RESIDUAL, PREDICTED = 1, 4, 5, 6
+"""The codecs that are written today."""
 
 CODECS: dict[int, Codec] = {
     LOSSLESS: Codec("lossless-1", "lossless", _decode_lossless),
-    RESIDUAL: Codec("residual-1", "residual", _decode_residual),
-    PREDICTED: Codec("predicted-1", "residual", _decode_predicted),
+    2: Codec("residual-1", "residual", _decode_residual_1),
+    3: Codec("predicted-1", "residual", _decode_predicted_1),
     GENERATED: Codec("generated-1", "generated", _decode_generated),
+    RESIDUAL: Codec("residual-2", "residual", _decode_residual),
+    PREDICTED: Codec("predicted-2", "residual", _decode_predicted),
 }

@@ -9,8 +9,9 @@ candidate is judged by `codecs.decode` on its finished bytes, never by what the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -30,7 +31,15 @@ from lorareg.compress.fidelity import Fidelity, measure
 from lorareg.compress.generator import Int8, predict
 from lorareg.compress.lossless import encode_lossless
 from lorareg.compress.prediction import Prediction
-from lorareg.compress.residual import Quantised, Target, dequantise_module, pack_residual, quantise_module, targets
+from lorareg.compress.residual import (
+    STRENGTH,
+    Quantised,
+    Target,
+    pack_residual,
+    quantise_module,
+    restore_module,
+    targets,
+)
 from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.errors import InvalidContainerError
 from lorareg.registry.types import Layout
@@ -48,16 +57,21 @@ LOSSLESS_WORTH_TRYING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """An adapter to encode: its file, and its factors as they are in the file."""
+    """An adapter to encode. It is read when it is looked at, so that a cohort takes no memory."""
 
-    what: str
-    data: bytes
+    what: str  # how errors name it
+    read: Callable[[], bytes]  # its weights file
     layout: Layout
-    factors: tuple[Factors, ...]
 
-    @staticmethod
-    def read(what: str, data: bytes, layout: Layout) -> Original:
-        return Original(what, data, layout, read_weights(data, layout))
+    @property
+    def data(self) -> bytes:
+        """Its weights file."""
+        return self.read()
+
+    @property
+    def factors(self) -> tuple[Factors, ...]:
+        """As they are in the file."""
+        return read_weights(self.read(), self.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +100,21 @@ class Encoded:
     reason: str = ""  # why it stayed lossless, where that was not asked for
 
 
-def encode(original: Original, draft: Draft | None, tolerance: float, hint: float | None = None) -> Encoded:
+class Tuner(Protocol):
+    """Changes quantised modules without a look at the tolerance (see `distill`)."""
+
+    def tune(
+        self, modules: Sequence[Quantised], layout: Layout, prediction: Prediction | None
+    ) -> Sequence[Quantised]: ...
+
+
+def encode(
+    original: Original,
+    draft: Draft | None,
+    tolerance: float,
+    hint: float | None = None,
+    tuner: Tuner | None = None,
+) -> Encoded:
     """The cheapest code of an adapter whose relative error of ΔW is at most `tolerance`.
 
     Args:
@@ -94,7 +122,12 @@ def encode(original: Original, draft: Draft | None, tolerance: float, hint: floa
         draft: a generator's contribution, or None to do without.
         tolerance: relative Frobenius error of ΔW, 0 for lossless.
         hint: the step that served a similar adapter; saves part of the search.
+        tuner: changes the residual that holds the tolerance, which it then need not hold any more.
     """
+    if tuner is not None and tolerance > 0:
+        tuned = _tuned(original, draft, tolerance, hint, tuner)
+        if tuned is not None:
+            return tuned
     if draft is not None:
         generated = _generated(original, draft)
         if generated is not None and generated.fidelity.relative_error <= tolerance:
@@ -117,6 +150,19 @@ def encode(original: Original, draft: Draft | None, tolerance: float, hint: floa
 
 def _generated(original: Original, draft: Draft) -> Encoded | None:
     return _finish(original, GENERATED, draft, join_inputs(draft.latent, draft.condition), None)
+
+
+def _tuned(
+    original: Original, draft: Draft | None, tolerance: float, hint: float | None, tuner: Tuner
+) -> Encoded | None:
+    """The coarsest residual that holds the tolerance, tuned; None when there is none."""
+    search = StepSearch.of(original, draft)
+    found = search.coarsest(tolerance, hint)
+    if found is None:
+        return None
+    step, modules = found
+    tuned = tuner.tune(modules, original.layout, search.prediction)
+    return _finish(original, *search.payload(tuned), step)
 
 
 def _residual(original: Original, draft: Draft | None, tolerance: float, hint: float | None) -> Encoded | None:
@@ -145,7 +191,9 @@ class StepSearch:
     layout: Layout
     targets: list[Target]
     draft: Draft | None
+    prediction: Prediction | None
     total: float  # the adapter's ΔW energy
+    strength: float | None = STRENGTH  # of cores; see `residual`
 
     @staticmethod
     def of(original: Original, draft: Draft | None) -> StepSearch:
@@ -153,18 +201,18 @@ class StepSearch:
         prediction = draft.prediction(layout) if draft is not None else None
         framed = targets(original.factors if draft is None else draft.turned, prediction)
         total = math.fsum(_energy(t.wanted, t.wanted, s) for t, s in zip(framed, layout.scales, strict=True))
-        return StepSearch(layout, framed, draft, total)
+        return StepSearch(layout, framed, draft, prediction, total)
 
     def quantise(self, step: float) -> list[Quantised]:
         """Every module at one global step."""
         pairs = zip(self.targets, self.layout.scales, strict=True)
-        return [quantise_module(target, step / max(abs(scale), 1e-30)) for target, scale in pairs]
+        return [quantise_module(target, step / max(abs(scale), 1e-30), self.strength) for target, scale in pairs]
 
     def error(self, modules: Sequence[Quantised]) -> float:
         """Relative error of ΔW before rounding to the file's dtype."""
         lost = []
         for target, scale, quantised in zip(self.targets, self.layout.scales, modules, strict=True):
-            restored = dequantise_module(quantised, target.predicted)
+            restored = restore_module(quantised, target.predicted)
             difference = Factors(
                 b=np.concatenate([target.wanted.b, -restored.b], axis=1),
                 a=np.concatenate([target.wanted.a, restored.a]),
@@ -174,7 +222,7 @@ class StepSearch:
 
     def payload(self, modules: Sequence[Quantised]) -> tuple[int, Draft | None, bytes]:
         """Codec number, draft and payload of quantised modules."""
-        packed = pack_residual(modules)
+        packed = pack_residual(modules, self.layout)
         if self.draft is None:
             return RESIDUAL, None, packed
         return PREDICTED, self.draft, join_inputs(self.draft.latent, self.draft.condition) + packed

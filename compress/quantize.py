@@ -39,9 +39,12 @@ def step_of(index: int) -> float:
     return math.ldexp(_QUARTERS[index % STEPS_PER_OCTAVE], index // STEPS_PER_OCTAVE + _LOWEST_OCTAVE)
 
 
+_STEPS = np.array([step_of(index) for index in range(STEP_COUNT)])
+
+
 def steps_of(indices: Int64) -> Float64:
-    """The steps with these indices."""
-    return np.array([step_of(int(index)) for index in indices])
+    """The steps with these indices, in the same shape."""
+    return np.asarray(_STEPS[indices])
 
 
 def nearest_steps(step: float, partner_norms: Float64) -> Int64:

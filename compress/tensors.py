@@ -68,6 +68,6 @@ def get_tensor(decoder: SymbolDecoder, shape: tuple[int, ...], exponent: int) ->
 
 
 def _rows(values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    if values.ndim >= 2 and values[0].size >= ROW_LENGTH:
+    if values.ndim >= 2 and len(values) and values[0].size >= ROW_LENGTH:
         return list(values.reshape(len(values), -1))
     return [values.reshape(-1)]

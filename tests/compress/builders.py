@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorareg.compress import conv1d_decoder, mean_decoder, slots_decoder
+from lorareg.compress import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
 from lorareg.compress.codecs import LoadedGenerator
 from lorareg.compress.encode import Draft, Original
 from lorareg.compress.generator import DECODERS, Generator, pack_generator, predict
@@ -22,6 +22,7 @@ SHAPES = ((10, 2, 12), (6, 2, 12), (10, 2, 12), (1, 2, 9))
 """Modules as (d_out, r, d_in): two of one shape, and one that is narrower than its rank."""
 
 SEAL_BYTES = 8
+SLOT_EXPONENT = -3
 
 
 def layout(
@@ -51,7 +52,7 @@ def factors(of: Layout, seed: int = 0, size: float = 1.0) -> list[Factors]:
 def original(of: Layout, modules: Sequence[Factors] | None = None, seed: int = 0, size: float = 1.0) -> Original:
     """An adapter to encode; its weights as its dtypes hold them."""
     data = write_weights(of, factors(of, seed, size) if modules is None else modules)
-    return Original.read("Adapter 'task@1'", data, of)
+    return Original("Adapter 'task@1'", lambda: data, of)
 
 
 def generator(
@@ -61,6 +62,8 @@ def generator(
     random = np.random.default_rng(seed)
     if arch == mean_decoder.NAME:
         latent = condition = 0
+    if arch == linear_decoder.NAME:
+        condition = 0
     config = {"hidden": 6, "inner": 4} if arch == slots_decoder.NAME else {}
     shapes = DECODERS[arch].tensor_shapes(of, latent, condition, config)
     whole = arch != conv1d_decoder.NAME
@@ -71,7 +74,7 @@ def generator(
         latent_size=latent,
         condition_size=condition,
         config=config,
-        slot_exponents=(-3,) * len(of.slots),
+        slot_exponents=(SLOT_EXPONENT,) * len(of.slots),
         tensors={name: IntTensor(_values(name, shape, random), _exponent(name)) for name, shape in shapes.items()},
         means=tuple(
             IntTensor(
@@ -92,6 +95,8 @@ def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> A
 
 
 def _exponent(name: str) -> int:
+    if name.startswith("basis."):
+        return SLOT_EXPONENT
     return -5 if name.startswith(("conv.", "output")) else -4
 
 

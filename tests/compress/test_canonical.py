@@ -15,7 +15,6 @@ from lorareg.compress.canonical import (
     shared_frames,
     turned,
 )
-from lorareg.compress.gauge import FRACTION_BITS, quantise_rotation, restore_rotation
 from lorareg.compress.weights import Factors
 
 sizes = st.integers(1, 9)
@@ -104,36 +103,3 @@ def test_a_principal_frame_is_a_rotation_that_makes_b_orthogonal(d_out: int, ran
     inner = (b @ frame).T @ (b @ frame)
     np.testing.assert_allclose(inner - np.diag(np.diagonal(inner)), 0, atol=1e-8)
     assert (np.diagonal(frame) >= -1e-12).all()
-
-
-# -- the coded rotation --------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 16), st.integers(0, 1000))
-def test_a_restored_rotation_is_orthogonal_and_near(rank: int, seed: int) -> None:
-    rotation = random_rotation(rank, seed)
-    restored = restore_rotation(quantise_rotation(rotation)) / (1 << FRACTION_BITS)
-    np.testing.assert_allclose(restored.T @ restored, np.eye(rank), atol=2e-3)
-    assert np.abs(restored - rotation).max() < 0.2
-
-
-def test_the_identity_is_coded_as_zeros() -> None:
-    assert not quantise_rotation(np.eye(4)).any()
-    np.testing.assert_array_equal(restore_rotation(np.zeros((4, 4), np.int64)), np.eye(4) * (1 << FRACTION_BITS))
-
-
-@pytest.mark.parametrize("size", [10, 1000, 60_000])
-def test_an_absurd_rotation_is_clamped_to_integers(size: int) -> None:
-    coarse = np.random.default_rng(size).integers(-size, size, (64, 64))
-    restored = restore_rotation(coarse)
-    assert np.array_equal(restored, np.rint(restored))
-    assert np.abs(restored).max() <= 1 << (FRACTION_BITS + 1)
-
-
-def test_a_restored_rotation_does_not_depend_on_the_order_of_sums() -> None:
-    coarse = quantise_rotation(random_rotation(12))
-    order = np.random.default_rng(3).permutation(12)
-    np.testing.assert_array_equal(
-        restore_rotation(coarse)[np.ix_(order, order)], restore_rotation(coarse[np.ix_(order, order)])
-    )

@@ -11,6 +11,7 @@ import pytest
 from lorareg.compress import encode as encode_module
 from lorareg.compress.codecs import decode
 from lorareg.compress.encode import Draft, Encoded, Original, encode
+from lorareg.compress.plan import in_coordinates
 from lorareg.compress.weights import Factors, write_weights
 from lorareg.registry.errors import InvalidContainerError
 
@@ -58,7 +59,7 @@ def test_the_search_ends_just_below_the_tolerance(task: str, sample_weights: dic
     original = sample_weights[task]
     encoded = encode_checked(original, 0.2)
     assert 0.99 * 0.2 <= encoded.fidelity.relative_error <= 0.2
-    assert encoded.codec.name == "residual-1"
+    assert encoded.codec.name == "residual-2"
     assert len(encoded.code) < 0.08 * len(original.data)
 
 
@@ -160,9 +161,25 @@ def test_a_prediction_saves_bytes(make: ModuleType) -> None:
     original, draft = make.near_prediction(layout, made, 1, 0.05)
     predicted = encode_checked(original, 0.05, draft)
     alone = encode_checked(original, 0.05)
-    assert (predicted.codec.name, predicted.uses_generator) == ("predicted-1", True)
-    assert (alone.codec.name, alone.uses_generator) == ("residual-1", False)
+    assert (predicted.codec.name, predicted.uses_generator) == ("predicted-2", True)
+    assert (alone.codec.name, alone.uses_generator) == ("residual-2", False)
     assert len(predicted.code) < 0.6 * len(alone.code)
+
+
+@pytest.mark.parametrize("untrained", [(0,), (0, 1, 2, 3)], ids=["one module", "all modules"])
+@pytest.mark.parametrize("arch", ["mean", "slots"])
+def test_untrained_modules_are_encoded_against_a_prediction(
+    arch: str, untrained: tuple[int, ...], make: ModuleType
+) -> None:
+    layout = make.layout(WIDE)
+    loaded = make.loaded(layout, make.generator(arch, layout, coordinates="shared"))
+    modules = [
+        Factors(b=f.b * (index not in untrained), a=f.a) for index, f in enumerate(make.factors(layout, size=3.0))
+    ]
+    original = make.original(layout, modules)
+    draft = Draft(loaded, *make.inputs(loaded.generator), in_coordinates(original.factors, loaded.generator))
+    encoded = encode_checked(original, 0.2, draft)
+    assert encoded.codec.tier == "residual"
 
 
 def test_what_the_generator_draws_well_enough_takes_no_residual(make: ModuleType) -> None:
@@ -195,5 +212,5 @@ def test_a_residual_that_overflows_its_dtype_stays_lossless(make: ModuleType) ->
 def test_other_header_orders_survive_lossless(make: ModuleType) -> None:
     layout = make.layout()
     data = write_weights(layout, make.factors(layout)).replace(b'{"__metadata__":{"format":"pt"},', b"{" + b" " * 31)
-    encoded = encode(Original.read("Adapter 'task@1'", data, layout), None, 0.0)
+    encoded = encode(Original("Adapter 'task@1'", lambda: data, layout), None, 0.0)
     assert encoded.output == data

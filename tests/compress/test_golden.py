@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorareg.compress.codecs import CODECS, LoadedGenerator, decode
+from lorareg.compress.codecs import CODECS, GENERATED, PREDICTED, LoadedGenerator, decode
 from lorareg.compress.container import unpack_code
 from lorareg.compress.generator import DECODERS, pack_generator
 from lorareg.registry.types import Layout, sha256_hex
@@ -47,5 +47,16 @@ def test_every_codec_and_architecture_has_a_golden_file() -> None:
     assert {entry["generator"] for entry in INDEX.values()} - {None} == {f"{arch}.generator" for arch in DECODERS}
 
 
+def test_every_architecture_has_a_code_with_and_without_a_residual() -> None:
+    tiers: dict[str, set[str]] = {}
+    for name, entry in INDEX.items():
+        if entry["generator"]:
+            code = unpack_code((GOLDEN / f"{name}.code").read_bytes())
+            tiers.setdefault(entry["generator"], set()).add(CODECS[code.codec].name)
+    written = {CODECS[PREDICTED].name, CODECS[GENERATED].name}
+    assert {file for file, names in tiers.items() if written <= names} == {f"{arch}.generator" for arch in DECODERS}
+
+
 def test_golden_files_are_small() -> None:
-    assert {path.name: path.stat().st_size for path in GOLDEN.iterdir() if path.stat().st_size > MOST_BYTES} == {}
+    sizes = {path.name: path.stat().st_size for path in GOLDEN.iterdir() if path.suffix in (".code", ".generator")}
+    assert {name: size for name, size in sizes.items() if size > MOST_BYTES} == {}

@@ -1,184 +1,127 @@
-"""Quantising a module and packing it."""
+"""The residual codec: quantising a module, its core, packing it, and damage."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorareg.compress.entropy import (
-    DEAD_ZONE,
-    SCALE_COUNT,
-    ZERO_TABLE,
-    SymbolDecoder,
-    SymbolEncoder,
-    bit_costs,
-    cheapest_table,
-    reach,
-)
+from lorareg.compress.entropy import SCALE_COUNT, ZERO_TABLE, SymbolEncoder, cheapest_table
 from lorareg.compress.generator import predict
-from lorareg.compress.quantize import (
-    PULL,
-    RATE_WEIGHT,
-    STEP_COUNT,
-    dequantise,
-    nearest_steps,
-    quantise,
-    step_of,
-    steps_of,
-)
+from lorareg.compress.prediction import Prediction
+from lorareg.compress.quantize import STEP_COUNT, dequantise, steps_of
 from lorareg.compress.residual import (
+    CORE_UNIT,
+    DIRECTION_UNIT,
+    MAX_BOOST,
+    SIDE_ARRAYS,
+    STRENGTH,
     Quantised,
-    dequantise_module,
+    Target,
     pack_residual,
     quantise_module,
     restore,
+    restore_module,
+    restore_plain,
     targets,
     unpack_residual,
 )
-from lorareg.compress.tensors import IntTensor, get_tensor, put_tensor, quantise_tensor, round_tensor
 from lorareg.compress.weights import Factors
 from lorareg.registry.errors import InvalidContainerError
+from lorareg.registry.types import Layout
 
 dimension = st.integers(1, 9)
 shapes = st.lists(st.tuples(dimension, st.integers(1, 5), dimension), min_size=1, max_size=5)
 
 
-# -- steps and symbols ---------------------------------------------------------------------------
-
-
-def test_the_grid_of_steps_is_exact() -> None:
-    steps = [step_of(i) for i in range(STEP_COUNT)]
-    assert steps[0] == 2.0**-44
-    assert all(steps[i + 4] == 2 * steps[i] for i in range(STEP_COUNT - 4))
-    assert [s.hex() for s in steps[176:180]] == [
-        "0x1.0000000000000p+0",
-        "0x1.306fe0a31b715p+0",
-        "0x1.6a09e667f3bcdp+0",
-        "0x1.ae89f995ad3adp+0",
-    ]
-
-
-def test_the_nearest_step_is_found_and_clamped() -> None:
-    indices = np.arange(STEP_COUNT)
-    np.testing.assert_array_equal(nearest_steps(1.0, 1 / steps_of(indices)), indices)
-    assert nearest_steps(1.05 * step_of(100), np.ones(1)).tolist() == [100]
-    assert nearest_steps(1.0, np.array([1e300, 1e-300, 0.0])).tolist() == [0, STEP_COUNT - 1, STEP_COUNT - 1]
-
-
-def cost(values: np.ndarray, symbols: np.ndarray, table: int) -> float:
-    """What quantising in steps of 1 minimises."""
-    bits = bit_costs(table)[np.abs(symbols)].sum() if table else 0.0
-    return float(((values - dequantise(symbols[None], np.ones(1))[0]) ** 2).sum() + RATE_WEIGHT * bits)
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.integers(1, 400), st.floats(0.01, 8.0), st.integers(0, 10_000))
-def test_trading_bits_for_error_is_never_worse_than_rounding(count: int, spread: float, seed: int) -> None:
-    values = np.random.default_rng(seed).logistic(0, spread, (3, count)) * [[1], [0.1], [4]]
-    plain = (np.sign(values) * np.floor(np.abs(values) + 1 - DEAD_ZONE)).astype(np.int64)
-    symbols, tables = quantise(values, np.ones(3))
-    for row, drawn, table, rounded in zip(values, symbols, tables, plain, strict=True):
-        assert cost(row, drawn, int(table)) <= cost(row, rounded, cheapest_table(rounded)[0]) * 1.0001 + 1e-9
-        assert (np.abs(drawn).max() <= reach(int(table))) if table else not drawn.any()
-        magnitudes = np.abs(drawn)
-        if table:
-            assert bit_costs(int(table))[magnitudes].sum() <= cheapest_table(drawn)[1] * 1.005 + 1
-
-
-def test_a_symbol_stands_for_a_point_pulled_inwards() -> None:
-    values = dequantise(np.array([[-2, -1, 0, 1, 2]]), np.array([0.5]))
-    np.testing.assert_array_equal(values[0], [-(2 - PULL) / 2, -(1 - PULL) / 2, 0, (1 - PULL) / 2, (2 - PULL) / 2])
-
-
-def test_a_row_below_the_dead_zone_is_zero() -> None:
-    symbols, tables = quantise(np.array([[0.3, -0.39, 0.0], [0.0, 0.0, 7.0]]), np.ones(2))
-    assert tables[0] == ZERO_TABLE
-    assert not symbols[0].any()
-    assert symbols[1].tolist() == [0, 0, 7]
-
-
-@pytest.mark.parametrize("value", [1.0, 1e38, -1e38])
-def test_a_step_far_too_fine_overflows(value: float) -> None:
-    with pytest.raises(OverflowError, match="is beyond the widest table"):
-        quantise(np.array([[value]]), np.array([2.0**-44]))
-
-
 # -- packing -------------------------------------------------------------------------------------
 
 
-def quantised(shape: tuple[int, int, int], random: np.random.Generator, rotated: bool) -> Quantised:
-    """Random symbols of one module; some vectors zero."""
+def random_module(shape: tuple[int, int, int], random: np.random.Generator, predicted: bool) -> Quantised:
+    """What an encoder could store of one module; some vectors zero, some components left out."""
     d_out, rank, d_in = shape
-    symbols, tables, steps = [], [], []
-    for length in [d_out] * rank + [d_in] * rank:
-        spread = random.choice([0, 1, 30, 3000])
-        drawn = random.integers(-spread, spread + 1, length)
-        symbols.append(drawn)
-        tables.append(cheapest_table(drawn)[0])
-        steps.append(int(random.integers(0, STEP_COUNT)))
-    rotation = random.integers(-32, 33, (rank, rank)) if rotated else None
-    return Quantised(np.array(tables), np.array(steps), tuple(symbols), rotation)
+    k = int(random.integers(0, rank + 1))
+
+    def vectors(width: int) -> np.ndarray:
+        spreads = random.choice([0, 1, 30, 3000], (k, 1))
+        return np.asarray(np.rint(random.uniform(-1, 1, (k, width)) * spreads).astype(np.int64))
+
+    b, a = vectors(d_out), vectors(d_in)
+    tables = [[cheapest_table(row)[0] for row in rows] for rows in (b, a)]
+    width = rank if predicted else k
+    return Quantised(
+        directions=random.integers(-32, 33, (rank, k)) if predicted else None,
+        core=random.integers(-64, 65, (width, width)),
+        tables=np.array(tables, np.int64).reshape(2, k),
+        steps=random.integers(0, STEP_COUNT, (2, k)),
+        b_symbols=b,
+        a_symbols=a,
+    )
+
+
+def unpacked(payload: bytes, layout: Layout, *, predicted: bool = False) -> list[Quantised]:
+    return unpack_residual(payload, layout, predicted=predicted, what="Code")
+
+
+def some_prediction(make: ModuleType, layout: Layout, seed: int = 0) -> Prediction:
+    made = make.generator("mean", layout, seed)
+    return predict(made, layout, *make.inputs(made))
+
+
+def framed_targets(make: ModuleType, layout: Layout, seed: int, predicted: bool) -> list[Target]:
+    """An adapter, and what is predicted of it where that is asked for."""
+    return targets(make.factors(layout, seed), some_prediction(make, layout, seed) if predicted else None)
 
 
 @settings(max_examples=80, deadline=None)
 @given(shapes, st.booleans(), st.integers(0, 10_000))
 def test_unpacking_gives_back_what_was_packed(
-    make: ModuleType, of: list[tuple[int, int, int]], rotated: bool, seed: int
+    make: ModuleType, of: list[tuple[int, int, int]], predicted: bool, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     layout = make.layout(of)
-    modules = [quantised(shape, random, rotated) for shape in of]
-    unpacked = unpack_residual(pack_residual(modules), layout, rotated=rotated, what="Code")
-    for module, back in zip(modules, unpacked, strict=True):
-        np.testing.assert_array_equal(back.tables, module.tables)
+    modules = [random_module(shape, random, predicted) for shape in of]
+    for module, back in zip(
+        modules, unpacked(pack_residual(modules, layout), layout, predicted=predicted), strict=True
+    ):
+        assert back.count == module.count
         coded = module.tables != ZERO_TABLE
         np.testing.assert_array_equal(back.steps[coded], module.steps[coded])
-        for symbols, other in zip(module.symbols, back.symbols, strict=True):
-            np.testing.assert_array_equal(other, symbols)
-        if rotated:
-            np.testing.assert_array_equal(back.rotation, module.rotation)
+        for name in ("core", "tables", "b_symbols", "a_symbols"):
+            np.testing.assert_array_equal(getattr(back, name), getattr(module, name))
+        if predicted:
+            np.testing.assert_array_equal(back.directions, module.directions)
         else:
-            assert back.rotation is None
+            assert back.directions is None
 
 
-@settings(max_examples=40, deadline=None)
-@given(shapes, st.integers(0, 10_000), st.sampled_from([1e-3, 0.05, 10.0]))
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.booleans(), st.integers(0, 10_000), st.sampled_from([1e-3, 0.05, 10.0]))
 def test_decoding_gives_the_modules_that_were_quantised(
-    make: ModuleType, of: list[tuple[int, int, int]], seed: int, step: float
+    make: ModuleType, of: list[tuple[int, int, int]], predicted: bool, seed: int, step: float
 ) -> None:
     layout = make.layout(of)
-    framed = targets(make.factors(layout, seed), None)
+    framed = framed_targets(make, layout, seed, predicted)
+    prediction = some_prediction(make, layout, seed) if predicted else None
     modules = [quantise_module(target, step) for target in framed]
-    restored = restore(unpack_residual(pack_residual(modules), layout, rotated=False, what="Code"), None)
+    payload = pack_residual(modules, layout)
+    restored = restore(unpacked(payload, layout, predicted=predicted), prediction, layout)
     for module, factors, target in zip(modules, restored, framed, strict=True):
-        wanted = dequantise_module(module, None)
-        np.testing.assert_array_equal(factors.b, wanted.b)
-        np.testing.assert_array_equal(factors.a, wanted.a)
+        wanted = restore_module(module, target.predicted)
+        rank = wanted.rank
+        np.testing.assert_array_equal(factors.b[:, :rank], wanted.b)
+        np.testing.assert_array_equal(factors.a[:rank], wanted.a)
+        assert not factors.b[:, rank:].any()
+        assert not factors.a[rank:].any()
+        assert factors.b.shape == target.wanted.b.shape
+        assert factors.a.shape == target.wanted.a.shape
         if step == 1e-3:
             np.testing.assert_allclose(factors.delta, target.wanted.delta, atol=0.1)
-
-
-@settings(max_examples=40, deadline=None)
-@given(shapes, st.integers(0, 10_000))
-def test_decoding_against_a_prediction_is_what_the_encoder_saw(
-    make: ModuleType, of: list[tuple[int, int, int]], seed: int
-) -> None:
-    layout = make.layout(of)
-    made = make.generator("mean", layout, seed)
-    prediction = predict(made, layout, *make.inputs(made))
-    adapter = make.factors(layout, seed)
-    framed = targets(adapter, prediction)
-    modules = [quantise_module(target, 1e-3) for target in framed]
-    restored = restore(unpack_residual(pack_residual(modules), layout, rotated=True, what="Code"), prediction)
-    for module, target, factors, original in zip(modules, framed, restored, adapter, strict=True):
-        wanted = dequantise_module(module, target.predicted)
-        np.testing.assert_array_equal(factors.b, wanted.b)
-        np.testing.assert_array_equal(factors.a, wanted.a)
-        np.testing.assert_allclose(factors.delta, original.delta, atol=0.1)
 
 
 @pytest.mark.parametrize("zero", ["a", "b", "both"])
@@ -188,71 +131,268 @@ def test_a_zero_module_takes_no_symbols(zero: str, make: ModuleType) -> None:
     emptied = Factors(b=factors.b * (zero == "a"), a=factors.a * (zero == "b"))
     (target,) = targets([emptied], None)
     module = quantise_module(target, 0.1)
-    assert not module.tables.any()
-    payload = pack_residual([module])
-    assert len(payload) == 4
-    (restored,) = restore(unpack_residual(payload, layout, rotated=False, what="Code"), None)
+    assert (module.count, module.core.size) == (0, 0)
+    payload = pack_residual([module], layout)
+    assert payload == bytes(SIDE_ARRAYS + 1)
+    (restored,) = restore(unpacked(payload, layout), None, layout)
     assert not restored.delta.any()
+    assert (restored.b.shape, restored.a.shape) == ((8, 3), (3, 7))
+
+
+@pytest.mark.parametrize("step", [1e-3, 0.1, 3.0, 1e3])
+def test_a_zero_module_is_told_apart_from_what_is_predicted_of_it(step: float, make: ModuleType) -> None:
+    layout = make.layout(((8, 3, 7),))
+    (factors,) = make.factors(layout)
+    prediction = some_prediction(make, layout)
+    (target,) = targets([Factors(b=0 * factors.b, a=factors.a)], prediction)
+    plain, module = quantise_module(target, step, None), quantise_module(target, step)
+    errors = [float(np.linalg.norm(restore_module(q, target.predicted).delta)) for q in (plain, module)]
+    assert errors[1] <= errors[0]
+
+
+def test_a_component_below_the_step_is_left_out(make: ModuleType) -> None:
+    layout = make.layout(((20, 4, 30),))
+    framed = framed_targets(make, layout, 0, False)
+    counts = [quantise_module(framed[0], step).count for step in (0.01, 0.5, 1.0, 2.0, 1e3)]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (4, 0)
+    assert len(set(counts)) > 2
+
+
+def test_a_half_of_a_component_is_never_kept_without_a_prediction() -> None:
+    # One large entry makes b worth coding; a's even row lies below its dead zone.
+    factors = Factors(b=np.eye(8)[:, :1], a=np.full((1, 400), 0.05))
+    (target,) = targets([factors], None)
+    for step in np.geomspace(0.01, 3, 40):
+        module = quantise_module(target, float(step))
+        assert ((module.tables == ZERO_TABLE).all(axis=0) | (module.tables != ZERO_TABLE).all(axis=0)).all()
 
 
 def test_equal_neighbours_cost_little(make: ModuleType) -> None:
     of = ((20, 4, 30),) * 12
     layout = make.layout(of)
     (target,) = targets(make.factors(make.layout(of[:1])), None)
-    one = len(pack_residual([quantise_module(target, 3.0)]))
-    twelve = len(pack_residual([quantise_module(target, 3.0)] * len(layout.modules)))
+    module = quantise_module(target, 3.0)
+    one = len(pack_residual([module], make.layout(of[:1])))
+    twelve = len(pack_residual([module] * len(layout.modules), layout))
     assert twelve < 12 * one
 
 
-@pytest.mark.parametrize(("table", "step"), [(-1, 0), (14, STEP_COUNT), (14, -1)])
-def test_numbers_outside_the_tables_are_refused(table: int, step: int, make: ModuleType) -> None:
-    symbols = (np.array([1, 2, -1]), np.array([4, 0, 1, -3]))
-    module = Quantised(np.array([table, 14]), np.array([step, 9]), symbols, None)
-    limit = STEP_COUNT if table > 0 else SCALE_COUNT
-    with pytest.raises(InvalidContainerError, match=rf"table or step number is outside 0\.\.{limit - 1}"):
-        unpack_residual(_packed_unchecked(module), make.layout(((3, 1, 4),)), rotated=False, what="Code")
+@pytest.mark.parametrize("value", [1.0, 1e30])
+def test_a_step_too_fine_for_a_module_overflows(value: float, make: ModuleType) -> None:
+    layout = make.layout(((6, 2, 5),))
+    (target,) = targets(make.factors(layout, size=value), None)
+    with pytest.raises(OverflowError, match=r"symbol \d+ is beyond the widest table"):
+        quantise_module(target, 1e-12 * value)
 
 
-def _packed_unchecked(module: Quantised) -> bytes:
-    """As `pack_residual`, with numbers that no encoder makes."""
+# -- exact arithmetic ----------------------------------------------------------------------------
+
+
+def in_a_loop(small: Any, wide: Any, start: Any) -> np.ndarray:
+    """start + small @ wide, one operation at a time, in Python's own floats."""
+    result = []
+    for row, begin in zip(small.tolist(), start.tolist(), strict=True):
+        line = []
+        for column in range(wide.shape[1]):
+            total = begin[column]
+            for k, factor in enumerate(row):
+                total = total + factor * float(wide[k, column])
+            line.append(total)
+        result.append(line)
+    return np.array(result, np.float64).reshape(start.shape)
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_decoding_sums_in_a_fixed_order(predicted: bool, seed: int, make: ModuleType) -> None:
+    shape = (5, 4, 6)
+    layout = make.layout((shape,))
+    module = random_module(shape, np.random.default_rng(seed), predicted)
+    prediction = some_prediction(make, layout, seed) if predicted else None
+    (factors,) = restore([module], prediction, layout)
+    b_steps, a_steps = steps_of(module.steps)
+    b, a = dequantise(module.b_symbols, b_steps), dequantise(module.a_symbols, a_steps)
+    if prediction is not None:
+        assert module.directions is not None
+        start = prediction.factors[0]
+        b = in_a_loop(module.directions * DIRECTION_UNIT, b, start.b.T)
+        a = in_a_loop(module.directions * DIRECTION_UNIT, a, start.a)
+    b = in_a_loop(module.core.T * CORE_UNIT, b, np.zeros_like(b))
+    np.testing.assert_array_equal(factors.b[:, : len(b)], b.T)
+    np.testing.assert_array_equal(factors.a[: len(a)], a)
+
+
+# -- the core ------------------------------------------------------------------------------------
+
+
+def kept_share(target: Target, restored: Factors) -> float:
+    """How much of the update's own direction is left: 1 for the whole."""
+    return float(np.sum(target.wanted.delta * restored.delta) / np.sum(target.wanted.delta**2))
+
+
+def lost_share(target: Target, restored: Factors) -> float:
+    return float(np.linalg.norm(target.wanted.delta - restored.delta) / np.linalg.norm(target.wanted.delta))
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+@pytest.mark.parametrize("step", [0.3, 1.0, 2.0])
+def test_a_fitted_core_brings_the_update_closer(step: float, predicted: bool, make: ModuleType) -> None:
+    layout = make.layout(((40, 4, 60), (24, 4, 60)))
+    for target in framed_targets(make, layout, 1, predicted):
+        plain, closest = (restore_module(quantise_module(target, step, s), target.predicted) for s in (None, 0.0))
+        assert lost_share(target, closest) <= lost_share(target, plain) + CORE_UNIT / 4
+    lost = [
+        sum(
+            lost_share(target, restore_module(quantise_module(target, step, s), target.predicted))
+            for target in framed_targets(make, layout, 1, predicted)
+        )
+        for s in (None, 0.0)
+    ]
+    assert lost[1] < lost[0]
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+@pytest.mark.parametrize("step", [2.0, 5.0, 8.0])
+def test_strength_gives_the_projection_back(step: float, predicted: bool, make: ModuleType) -> None:
+    layout = make.layout(((40, 4, 60), (24, 4, 60)))
+    for target in framed_targets(make, layout, 2, predicted):
+        plain, closest, usual, full = (
+            kept_share(target, restore_module(quantise_module(target, step, s), target.predicted))
+            for s in (None, 0.0, STRENGTH, 1.0)
+        )
+        assert closest < usual <= full
+        assert usual > plain
+        assert full == pytest.approx(1, abs=CORE_UNIT) or full / closest == pytest.approx(MAX_BOOST, rel=0.03)
+
+
+def test_a_module_is_never_made_much_stronger(make: ModuleType) -> None:
+    layout = make.layout(((40, 4, 60),))
+    (target,) = framed_targets(make, layout, 3, False)
+    closest, boosted = (quantise_module(target, 10.0, strength) for strength in (0.0, 1.0))
+    assert 0 < kept_share(target, restore_module(closest, None)) < 1 / MAX_BOOST
+    np.testing.assert_allclose(boosted.core, closest.core * MAX_BOOST, atol=1)
+
+
+def test_no_strength_leaves_the_identity(make: ModuleType) -> None:
+    (target,) = framed_targets(make, make.layout(((9, 3, 8),)), 0, True)
+    module = quantise_module(target, 0.5, None)
+    np.testing.assert_array_equal(module.core * CORE_UNIT, np.eye(3))
+    plain, restored = restore_plain(module, target.predicted), restore_module(module, target.predicted)
+    np.testing.assert_array_equal(plain.b, restored.b)
+
+
+def test_a_core_is_rounded_to_its_unit(make: ModuleType) -> None:
+    module = random_module((4, 2, 4), np.random.default_rng(1), True)
+    core = np.array([[1.0, 0.02], [-0.5, 0.97]])
+    np.testing.assert_array_equal(module.with_core(core).core, [[32, 1], [-16, 31]])
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+SMALL = ((4, 2, 5), (4, 2, 5), (3, 1, 2))
+
+
+def decode_or_refuse(payload: bytes, layout: Layout, prediction: Prediction | None) -> bool:
+    """True where a payload decodes, to the right shapes; any error but the typed one fails the test."""
+    try:
+        modules = unpacked(payload, layout, predicted=prediction is not None)
+    except InvalidContainerError:
+        return False
+    restored = restore(modules, prediction, layout)
+    for factors, a, b in zip(restored, layout.slots[0::2], layout.slots[1::2], strict=True):
+        assert (factors.a.shape, factors.b.shape) == (a.shape, b.shape)
+        assert np.isfinite(factors.a).all()
+        assert np.isfinite(factors.b).all()
+    return True
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "predicted"])
+def small_payload(request: pytest.FixtureRequest, make: ModuleType) -> tuple[bytes, Layout, Prediction | None]:
+    layout = make.layout(SMALL)
+    modules = [quantise_module(target, 0.3) for target in framed_targets(make, layout, 0, request.param)]
+    payload = pack_residual(modules, layout)
+    return payload, layout, some_prediction(make, layout) if request.param else None
+
+
+def test_a_truncated_payload_decodes_or_is_refused(small_payload: tuple[bytes, Layout, Prediction | None]) -> None:
+    payload, layout, prediction = small_payload
+    assert decode_or_refuse(payload, layout, prediction)
+    for length in range(len(payload)):
+        whole_words = length > SIDE_ARRAYS and (length - SIDE_ARRAYS - 1) % 4 == 0
+        assert not decode_or_refuse(payload[:length], layout, prediction) or whole_words
+
+
+def test_a_flipped_payload_decodes_or_is_refused(
+    small_payload: tuple[bytes, Layout, Prediction | None], make: ModuleType
+) -> None:
+    payload, layout, prediction = small_payload
+    decoded = [decode_or_refuse(make.flip(payload, bit), layout, prediction) for bit in range(8 * len(payload))]
+    assert set(decoded) == {False, True}
+
+
+def test_noise_decodes_or_is_refused(make: ModuleType) -> None:
+    layout = make.layout(SMALL)
+    random = np.random.default_rng(0)
+    for index in range(400):
+        prefix = random.integers(0, SCALE_COUNT, SIDE_ARRAYS).astype(np.uint8).tobytes()
+        payload = prefix + random.bytes(1 + 4 * int(random.integers(0, 20)))
+        decode_or_refuse(payload, layout, some_prediction(make, layout) if index % 2 else None)
+
+
+def packed_side(counts: Sequence[int], tables: Sequence[int], steps: Sequence[int], base: int = 0) -> bytes:
+    """A payload without directions, with cores at the identity; its numbers are not looked at."""
     encoder = SymbolEncoder()
-    steps = module.steps[module.tables != ZERO_TABLE]
-    numbers = [cheapest_table(array)[0] for array in (module.tables, steps)]
-    for array, number in zip((module.tables, steps), numbers, strict=True):
-        encoder.put(array, number)
-    return bytes([0, *numbers, 0]) + encoder.finish()
+    numbers = []
+    for values in (counts, (), (), tables, steps):
+        array = np.array(values, np.int64)
+        numbers.append(cheapest_table(array)[0] if array.size else ZERO_TABLE)
+        encoder.put(array, numbers[-1])
+    return bytes([*numbers, base]) + encoder.finish()
 
 
-# -- integer tensors -----------------------------------------------------------------------------
+@pytest.mark.parametrize("count", [-1, 3])
+def test_a_count_beyond_the_rank_is_refused(count: int, make: ModuleType) -> None:
+    with pytest.raises(InvalidContainerError, match=f"Code .*a module has {count} components, rank 2"):
+        unpacked(packed_side([count], [], []), make.layout(((4, 2, 5),)))
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from([(1,), (7,), (3, 5), (4, 200), (2, 3, 90), (1, 1)]),
-    st.sampled_from([0, 1, 100, 32767]),
-    st.integers(0, 10_000),
-)
-def test_tensors_come_back(shape: tuple[int, ...], spread: int, seed: int) -> None:
-    values = np.random.default_rng(seed).integers(-spread, spread + 1, shape).astype(float)
-    encoder = SymbolEncoder()
-    put_tensor(encoder, IntTensor(values, -7))
-    decoder = SymbolDecoder(encoder.finish(), "Generator")
-    back = get_tensor(decoder, shape, -7)
-    decoder.finish()
-    np.testing.assert_array_equal(back.values, values)
-    np.testing.assert_array_equal(back.real, values / 128)
+def test_a_count_is_checked_at_every_module(make: ModuleType) -> None:
+    layout = make.layout(((4, 2, 5),) * 3)
+    with pytest.raises(InvalidContainerError, match="a module has 3 components, rank 2"):
+        unpacked(packed_side([2, 1, -1], [], []), layout)
 
 
-@pytest.mark.parametrize("bits", [2, 6, 8, 12, 16])
-def test_quantised_tensors_use_their_bits(bits: int) -> None:
-    real = np.random.default_rng(bits).normal(size=(5, 6)) * 1e-3
-    tensor = quantise_tensor(real, bits)
-    limit = (1 << (bits - 1)) - 1
-    assert limit / 2 - 1 <= np.abs(tensor.values).max() <= limit
-    assert np.abs(tensor.real - real).max() <= 2.0**tensor.exponent / 2
+@pytest.mark.parametrize("table", [-1, SCALE_COUNT])
+def test_a_table_that_does_not_exist_is_refused(table: int, make: ModuleType) -> None:
+    with pytest.raises(InvalidContainerError, match=rf"a table number is outside 0\.\.{SCALE_COUNT - 1}"):
+        unpacked(packed_side([1], [14, table], [9, 9]), make.layout(((4, 2, 5),)))
 
 
-def test_extreme_tensors_are_clamped() -> None:
-    assert not quantise_tensor(np.zeros(3), 6).values.any()
-    assert quantise_tensor(np.array([1e-300]), 6).exponent == -60
-    assert round_tensor(np.array([1e9, -1e9]), 0).values.tolist() == [32767.0, -32767.0]
+@pytest.mark.parametrize(("base", "step"), [(0, -1), (0, STEP_COUNT), (255, 1), (100, -101)])
+def test_a_step_off_the_grid_is_refused(base: int, step: int, make: ModuleType) -> None:
+    with pytest.raises(InvalidContainerError, match=rf"a step number is outside 0\.\.{STEP_COUNT - 1}"):
+        unpacked(packed_side([1], [14, 14], [step, 0], base), make.layout(((4, 2, 5),)))
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(SIDE_ARRAYS), b"\0\0\x30\0\0\0", b"\0\0\0\0\xff\0"])
+def test_a_prefix_of_unknown_tables_is_refused(payload: bytes, make: ModuleType) -> None:
+    with pytest.raises(InvalidContainerError, match="table numbers that do not exist"):
+        unpacked(payload, make.layout(((4, 2, 5),)))
+
+
+def test_symbols_left_over_are_refused(make: ModuleType) -> None:
+    layout = make.layout(((4, 2, 5),))
+    payload = packed_side([0], [], []) + np.random.default_rng(0).bytes(40)
+    with pytest.raises(InvalidContainerError, match="more symbols than its layout"):
+        unpacked(payload, layout)
+
+
+def test_tables_of_a_smaller_neighbour_are_predicted_from_the_larger(make: ModuleType) -> None:
+    layout = make.layout(((6, 3, 7),) * 3)
+    (target,) = framed_targets(make, make.layout(((6, 3, 7),)), 0, False)
+    modules = [quantise_module(target, step) for step in (1e-3, 1e6, 0.1)]
+    assert [q.count for q in modules] == [3, 0, 2]
+    for module, back in zip(modules, unpacked(pack_residual(modules, layout), layout), strict=True):
+        np.testing.assert_array_equal(back.tables, module.tables)
+        np.testing.assert_array_equal(back.steps, module.steps)
