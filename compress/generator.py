@@ -16,9 +16,8 @@
                    then the mean of every slot
     end-8   8      first 8 bytes of the SHA-256 of everything before
 
-The mean table is the whole matrix of a slot for `slots` and `mean`, and one number for `conv1d`, as
-in the paper. Decoding needs numpy alone and gives the same integers on any machine
-(see `fixed_point`).
+The mean table is the whole matrix of a slot, but for `conv1d`, where it is one number as in the
+paper. Decoding needs numpy alone and gives the same integers on any machine (see `fixed_point`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lorareg.compress import conv1d_decoder, mean_decoder, slots_decoder
+from lorareg.compress import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
 from lorareg.compress.canonical import Coordinates
 from lorareg.compress.entropy import SymbolDecoder, SymbolEncoder
 from lorareg.compress.fixed_point import ACTIVATION_EXPONENT, requantise
@@ -55,6 +54,7 @@ DECODERS: dict[str, ModuleType] = {
     slots_decoder.NAME: slots_decoder,
     conv1d_decoder.NAME: conv1d_decoder,
     mean_decoder.NAME: mean_decoder,
+    linear_decoder.NAME: linear_decoder,
 }
 
 LATENT_EXPONENT = -5
@@ -134,7 +134,7 @@ def _add(network: Float64, slot_exponent: int, mean: IntTensor) -> tuple[Float64
     """mean + network * 2^slot_exponent in integers of one exponent; exact, because shifts are bounded."""
     exponent = slot_exponent + ACTIVATION_EXPONENT
     common = min(exponent, mean.exponent)
-    return np.ldexp(network, exponent - common) + np.ldexp(mean.values, mean.exponent - common), common
+    return network * 2.0 ** (exponent - common) + mean.values * 2.0 ** (mean.exponent - common), common
 
 
 def pack_generator(generator: Generator, layout: Layout) -> bytes:

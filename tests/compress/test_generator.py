@@ -78,7 +78,7 @@ def test_inputs_of_another_size_are_refused(make: ModuleType) -> None:
 # -- damaged and hostile files -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["mean", "slots"])
+@pytest.mark.parametrize("arch", ["linear", "mean", "slots"])
 def test_every_flipped_bit_and_truncation_is_a_typed_error(arch: str, make: ModuleType) -> None:
     layout = make.layout()
     file = pack_generator(make.generator(arch, layout), layout)
@@ -99,7 +99,7 @@ def _unpack_or_refuse(file: bytes, layout: Any, make: ModuleType) -> None:
     assert all(np.isfinite(f.a).all() and np.isfinite(f.b).all() for f in prediction.factors)
 
 
-@pytest.mark.parametrize("arch", ["mean", "slots"])
+@pytest.mark.parametrize("arch", ["linear", "mean", "slots"])
 def test_flipped_bits_under_a_valid_seal_load_or_are_refused(arch: str, make: ModuleType) -> None:
     layout = make.layout(((4, 1, 5), (3, 2, 2)))
     file = pack_generator(make.generator(arch, layout, latent=2, condition=2), layout)
@@ -144,6 +144,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "large inputs": lambda h: h.update(
         latent_size=4096, condition_size=1 << 16, config={"hidden": 1 << 16, "inner": 1}
     ),
+    "no inputs": lambda h: h.update(latent_size=0, condition_size=0),
     "zero hidden": lambda h: h["config"].update(hidden=0),
     "zero inner": lambda h: h["config"].update(inner=0),
     "negative hidden": lambda h: h["config"].update(hidden=-4),
