@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorareg.cli.options import AsJson, Home, Quiet
-from lorareg.cli.output import MISSING, Output, Table, format_bytes, format_error, format_percent, format_tiers
+from lorareg.cli.options import AsJson, Home, Quiet, parse_share
+from lorareg.cli.output import (
+    MISSING,
+    Output,
+    Table,
+    format_bytes,
+    format_error,
+    format_gains,
+    format_percent,
+    format_tiers,
+)
 from lorareg.cli.progress import progress
 from lorareg.registry.errors import StoppedError
 
@@ -25,6 +34,7 @@ class Arch(StrEnum):
     SLOTS = "slots"
     CONV1D = "conv1d"
     MEAN = "mean"
+    LINEAR = "linear"
     NONE = "none"
 
 
@@ -39,16 +49,27 @@ def _row(summary: CohortSummary) -> tuple[str, ...]:
         format_bytes(summary.stored_bytes),
         format_percent(percent(summary.stored_bytes, summary.original_bytes)),
         format_error(summary.worst_relative_error),
+        format_gains(summary.mean_gain, summary.worst_gain),
         format_tiers(summary.by_tier),
     )
 
 
 def _show(output: Output, summaries: list[CohortSummary]) -> None:
-    columns = ("cohort", "new + kept", "generator", "original", "codes + generator", "%", "worst error", "tiers")
+    columns = (
+        "cohort",
+        "new + kept",
+        "generator",
+        "original",
+        "codes + generator",
+        "%",
+        "worst error",
+        "gain",
+        "tiers",
+    )
     table = Table(
         columns,
         [_row(summary) for summary in summaries],
-        numbers=frozenset({"new + kept", "original", "codes + generator", "%", "worst error"}),
+        numbers=frozenset({"new + kept", "original", "codes + generator", "%", "worst error", "gain"}),
         flexible=frozenset({"cohort", "tiers"}),
     )
     messages = [f"{summary.cohort}: {summary.message}" for summary in summaries if summary.message]
@@ -68,12 +89,38 @@ def compress(
             "have no code yet; the others keep theirs.",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="SHARE",
+            show_default=False,
+            help="Bytes of codes and generator together, as a share of the original weights: 1% or 0.01.",
+        ),
+    ] = None,
+    gain: Annotated[
+        float | None,
+        typer.Option(
+            "--gain",
+            show_default=False,
+            help="What each adapter must keep of the loss it gained, such as 0.99, measured on its evaluation tokens, "
+            "else its samples, else text it writes. Needs --base-model.",
+        ),
+    ] = None,
+    distill: Annotated[
+        bool,
+        typer.Option(
+            "--distill",
+            help="With --budget or --gain: tune each code until the base model says what it said with the original. "
+            "About a minute an adapter on two cores. Needs --base-model.",
+        ),
+    ] = False,
     arch: Annotated[
         Arch,
         typer.Option(
             "--arch",
-            help="The generator: slots and conv1d are CVAEs, mean is a table, none is the residual codec alone; "
-            "auto keeps whichever makes the total smallest.",
+            help="The generator: slots and conv1d are CVAEs, linear mixes a few tables, mean is one table, none is "
+            "the residual codec alone; auto keeps whichever makes the total smallest.",
         ),
     ] = Arch.AUTO,
     base_model: Annotated[
@@ -82,7 +129,8 @@ def compress(
             "--base-model",
             metavar="PATH",
             show_default=False,
-            help="Folder or GGUF file of the base model, to condition on its hidden states instead of on text alone.",
+            help="Folder or GGUF file of the base model: what --gain and --distill measure on, and whose hidden states "
+            "a trained generator is conditioned on instead of on text alone.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is random.")] = 0,
@@ -94,21 +142,24 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode adapters within a tolerance.
+    """Encode adapters within a tolerance, a budget or a gain.
 
     Each stored code is decoded and measured before it is recorded. An adapter that no cheaper way
     passes stays lossless. Adapters added later are encoded against the generator that exists.
-    Adapters that have a code are left alone unless --tolerance names another than theirs.
+    Adapters that have a code are left alone unless another contract than theirs is named.
 
     Raises:
         StoppedError: on Ctrl-C; training goes on from its last checkpoint.
     """
+    from lorareg.compress.contract import Contract
     from lorareg.compress.pipeline import CompressOptions
     from lorareg.compress.pipeline import compress as run_compress
     from lorareg.registry.store import Registry
 
     output = Output(as_json, quiet)
-    options = CompressOptions(tolerance, str(arch), base_model, seed, steps, retrain)
+    share = None if budget is None else parse_share("--budget", budget)
+    contract = Contract(tolerance, share, gain, distill)
+    options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain)
     try:
         with Registry.open(home, create=False) as registry, progress(output) as reporter:
             summaries = run_compress(registry, cohorts or (), options, reporter)

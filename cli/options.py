@@ -19,3 +19,18 @@ Home = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is essential: no tables, no progress.")]
 Task = Annotated[str, typer.Argument(metavar="TASK", help="A name, or one of its versions: TASK@3, TASK@label.")]
+
+
+def parse_share(option: str, text: str) -> float:
+    """A share of something, as 1% or 0.01.
+
+    Raises:
+        ToleranceError: it is neither.
+    """
+    from lorareg.registry.errors import ToleranceError
+
+    number = text.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError as error:
+        raise ToleranceError(value=f"{option} {text}", reason="a share is written as 1% or 0.01") from error

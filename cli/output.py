@@ -138,6 +138,13 @@ def format_percent(value: float) -> str:
     return f"{value:.2f}%"
 
 
+def format_gains(mean: float | None, worst: float | None) -> str:
+    """Gain retained, mean and worst: '99.2% (98.1%)'."""
+    if mean is None or worst is None:
+        return MISSING
+    return f"{100 * mean:.1f}% ({100 * worst:.1f}%)"
+
+
 def format_tiers(by_tier: Mapping[str, int]) -> str:
     """How many adapters are stored which way: '3 lossless, 9 residual'."""
     return ", ".join(f"{count} {tier}" for tier, count in by_tier.items() if count) or MISSING

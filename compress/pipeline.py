@@ -13,23 +13,27 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from lorareg.compress import conv1d_decoder, mean_decoder, slots_decoder
+from lorareg.compress import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
+from lorareg.compress.base_model import BaseModel
 from lorareg.compress.canonical import group_by_init
 from lorareg.compress.codecs import LoadedGenerator
-from lorareg.compress.encode import Draft, Encoded, Original, encode
-from lorareg.compress.generator import Int8
+from lorareg.compress.contract import DEFAULT_TOLERANCE, Candidate, Contract, Encoder, Kept
+from lorareg.compress.describe import TaskVectors
+from lorareg.compress.encode import Draft, Original
+from lorareg.compress.generator import DECODERS, Int8
 from lorareg.compress.group import Group
+from lorareg.compress.judge import Judge
 from lorareg.compress.materialize import restore_weights
-from lorareg.compress.plan import EMPTY, Members, Plan, Planner, Trained, covers, draft_of, in_coordinates
+from lorareg.compress.plan import EMPTY, Members, Plan, Planner, Trained, covers, draft_of, in_coordinates, latent_of
 from lorareg.compress.progress import Reporter
-from lorareg.compress.task_vectors import HiddenStateEncoder, TaskEncoder, TextEncoder
+from lorareg.compress.rate import tolerance_for
 from lorareg.registry.errors import (
-    BaseModelError,
     IntegrityError,
     InvalidNameError,
     MissingExtraError,
@@ -39,7 +43,6 @@ from lorareg.registry.errors import (
 from lorareg.registry.report import ALONE_BYTES
 from lorareg.registry.store import Registry
 from lorareg.registry.types import (
-    SAMPLES_FILE,
     WEIGHTS_FILE,
     Adapter,
     Cohort,
@@ -53,21 +56,23 @@ from lorareg.registry.types import (
 )
 from lorareg.registry.types import Generator as GeneratorRecord
 
-ARCHITECTURES = ("auto", slots_decoder.NAME, conv1d_decoder.NAME, mean_decoder.NAME, "none")
-DEFAULT_TOLERANCE = 0.2
+ARCHITECTURES = ("auto", *DECODERS, "none")
 FIT_STEPS = 120
-TYPICAL_TRIALS = 12  # the search for the mean table's precision takes between 6 and 15
+TYPICAL_TRIALS = 15  # the searches for the tables' number and precision take between 8 and 25
+
+NETWORK_WORTH_TRYING = 100
+"""Fewest adapters for which `auto` trains a network: with 34, its file cost five times what it saved."""
+
+BUDGET_PLANS = 2
+CLOSE_PLAN = 0.1
+"""A budget is planned for anew where the tolerance it needs is farther off than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompressOptions:
-    """What `compress` was asked for.
+    """What `compress` was asked for. `base_model` is needed for a contract about gain, and for distilling."""
 
-    `tolerance` is the relative error of ΔW each adapter may have at most. None leaves adapters that
-    have an encoding at the tolerance they were given, and gives the others `DEFAULT_TOLERANCE`.
-    """
-
-    tolerance: float | None = None
+    contract: Contract = field(default_factory=Contract)
     arch: str = "auto"
     base_model: Path | None = None
     seed: int = 0
@@ -75,14 +80,20 @@ class CompressOptions:
     retrain: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ToleranceError (tolerance outside 0..1, steps below 1) or InvalidNameError (architecture)."""
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ToleranceError(value=self.tolerance, reason="a relative error is at least 0 (lossless) and below 1")
+        """Raises ToleranceError (steps below 1, no base model), or InvalidNameError (architecture)."""
         if self.steps is not None and self.steps < 1:
             raise ToleranceError(value=f"--steps {self.steps}", reason="training takes at least one step")
         if self.arch not in ARCHITECTURES:
             expected = "one of " + ", ".join(ARCHITECTURES)
             raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)
+        if self.needs_model and self.base_model is None:
+            option = "--gain" if self.contract.gain is not None else "--distill"
+            raise ToleranceError(value=option, reason="what a model does is measured on it; give --base-model too")
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the contract is about what the base model does."""
+        return self.contract.gain is not None or self.contract.distill
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +110,8 @@ class CohortSummary:
     original_bytes: int
     by_tier: dict[str, int]
     worst_relative_error: float
+    mean_gain: float | None  # retained, over the adapters it was measured for
+    worst_gain: float | None
     message: str
 
 
@@ -117,8 +130,10 @@ def compress(
     chosen = [registry.cohort(name) for name in cohorts] or registry.cohorts()
     if not any(registry.adapters(cohort_id=cohort.id) for cohort in chosen):
         raise NothingToDoError(message=f"There are no adapters in {registry.home}. Run `lorareg ingest PATH` first.")
-    encoder = HiddenStateEncoder(options.base_model) if options.base_model else TextEncoder()
-    return [_CohortRun(registry, cohort, options, encoder, reporter).run() for cohort in chosen]
+    judge = None
+    if options.needs_model and options.base_model is not None:
+        judge = Judge(BaseModel(options.base_model), registry, options.seed)
+    return [_CohortRun(registry, cohort, options, judge, reporter).run() for cohort in chosen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +148,13 @@ class _CohortRun:
     """One cohort's way through `compress`."""
 
     def __init__(
-        self, registry: Registry, cohort: Cohort, options: CompressOptions, encoder: TaskEncoder, reporter: Reporter
+        self, registry: Registry, cohort: Cohort, options: CompressOptions, judge: Judge | None, reporter: Reporter
     ) -> None:
         self.registry, self.cohort, self.options = registry, cohort, options
-        self.encoder, self.reporter = encoder, reporter
+        self.contract, self.judge, self.reporter = options.contract, judge, reporter
         self.layout = Layout.from_json(cohort.layout)
-        self.tolerance = DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance
+        self.tolerance = self.contract.planned_error
+        self.vectors = TaskVectors(registry, options.base_model, reporter)
         self.messages: list[str] = []
         self.checkpoint: Path | None = None
 
@@ -146,12 +162,12 @@ class _CohortRun:
         """Encode what needs it and sum up."""
         adapters = self.registry.adapters(cohort_id=self.cohort.id)
         current = {encoding.adapter_id: encoding for encoding in self.registry.encodings(self.cohort.id)}
-        if self.options.tolerance is None and self.options.retrain:
+        if not self.contract.asked and self.options.retrain:
             # Nobody asked for a coarser contract than the tightest one given before.
             given = [_tolerance_of(encoding) for encoding in current.values()]
             self.tolerance = min(given, default=DEFAULT_TOLERANCE)
         tasks = [
-            _Task(adapter, Original.read(f"Adapter {adapter.ref!r}", self._weights(adapter), self.layout))
+            _Task(adapter, Original(f"Adapter {adapter.ref!r}", partial(self._weights, adapter), self.layout))
             for adapter in adapters
             if not self._settled(current.get(adapter.id))
         ]
@@ -159,7 +175,7 @@ class _CohortRun:
         for group in _groups(left):
             self._encode_group(group)
         if adapters and not tasks:
-            self.messages.append("every adapter is encoded already; --tolerance or --retrain starts over")
+            self.messages.append("every adapter is encoded already; another contract or --retrain starts over")
         return self._summary(adapters, len(tasks))
 
     def _weights(self, adapter: Adapter) -> bytes:
@@ -169,7 +185,8 @@ class _CohortRun:
         """Whether an adapter can stay as it is stored."""
         if encoding is None or self.options.retrain:
             return False
-        if self.options.tolerance is not None and _tolerance_of(encoding) != self.options.tolerance:
+        held = json.loads(encoding.tolerance)
+        if any(held.get(name) != value for name, value in self.contract.asked.items()):
             return False
         try:
             self.registry.blobs.verify(encoding.sha256)
@@ -202,21 +219,27 @@ class _CohortRun:
             covered = [task for task in left if task.adapter.id in known]
             left = [task for task in left if task.adapter.id not in known]
             if covered:
-                conditions = [self._condition(task.adapter, loaded.generator.encoder) for task in covered]
-                latents = self._fit(loaded, covered, conditions)
+                conditions, latents = self._fit(loaded, covered)
                 drafts = [
                     draft_of(loaded, task.original, latent, condition)
                     for task, latent, condition in zip(covered, latents, conditions, strict=True)
                 ]
-                users = self._encode_all(covered, drafts, record, None)
+                users = self._encode_all(covered, drafts, record, None, self._owed(record, known))
                 self.messages.append(f"{users} of {len(covered)} encoded against generator {_label(record)}")
         return left
 
-    def _fit(self, loaded: LoadedGenerator, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Sequence[Int8]:
-        """Latents of adapters against a frozen generator."""
+    def _owed(self, record: GeneratorRecord, adapter_ids: Collection[int]) -> float:
+        """A generator's bytes, by how many of its users are encoded anew: to adapters that come later it is free."""
+        users = [e.adapter_id for e in self.registry.encodings(self.cohort.id) if e.generator_id == record.id]
+        again = sum(user in adapter_ids for user in users)
+        return record.size_bytes * again / len(users) if users else 0.0
+
+    def _fit(self, loaded: LoadedGenerator, tasks: Sequence[_Task]) -> tuple[Sequence[Int8], Sequence[Int8]]:
+        """Conditions and latents of adapters against a frozen generator."""
         generator = loaded.generator
-        if generator.latent_size == 0:
-            return [EMPTY] * len(tasks)
+        if not generator.condition_size:
+            return [EMPTY] * len(tasks), [latent_of(generator, task.original.factors) for task in tasks]
+        conditions = [self.vectors.by(generator.encoder, task.adapter) for task in tasks]
         group = Group(
             layout=self.layout,
             coordinates=generator.coordinates,
@@ -227,34 +250,16 @@ class _CohortRun:
             slot_exponents=generator.slot_exponents,
             tolerance=self.tolerance,
         )
-        return list(_train_module().fit_latents(generator, group, FIT_STEPS, self.reporter))
-
-    def _condition(self, adapter: Adapter, encoder_name: str) -> Int8:
-        """The task vector a generator expects, made now or stored before; empty for one that takes none."""
-        import numpy as np
-
-        if not encoder_name:
-            return EMPTY
-        if encoder_name == self.encoder.name:
-            return self._task_vector(adapter)
-        if encoder_name == TextEncoder.name:
-            return TextEncoder().encode(adapter.description, ())
-        stored = self.registry.task_vector(adapter.id, encoder_name)
-        if stored is None:
-            raise BaseModelError(
-                path=self.options.base_model or "(none given)",
-                reason=f"the generator of cohort {self.cohort.name} takes task vectors by {encoder_name!r}, and "
-                f"{adapter.ref} has none",
-                remedy="Pass the base model it was trained with as --base-model, or train anew with --retrain.",
-            )
-        return np.frombuffer(stored.vector, np.int8)
+        return conditions, list(_train_module().fit_latents(generator, group, FIT_STEPS, self.reporter))
 
     # -- with a new generator, or none ----------------------------------------------------------
 
     def _encode_group(self, tasks: Sequence[_Task]) -> None:
         """Plan, store the generator if there is one, encode."""
         alone = self.options.arch == "none" or self.tolerance == 0 or len(tasks) < 2
-        conditions = [EMPTY] * len(tasks) if alone else self._task_vectors(tasks)
+        conditions = [EMPTY] * len(tasks)
+        if not alone and (self._trains_network(tasks) or self.options.base_model is None):
+            conditions = self.vectors.make([task.adapter for task in tasks])
         plan = Plan(None, b"", [], 0.0, None) if alone else self._plan(tasks, conditions)
         if len(tasks) < 2:
             self.messages.append(f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter")
@@ -279,33 +284,63 @@ class _CohortRun:
             draft_of(loaded, task.original, latent, condition)
             for task, latent, condition in zip(tasks, plan.latents, conditions, strict=True)
         ]
-        users = self._encode_all(tasks, drafts, record, plan.step)
+        users = self._encode_all(tasks, drafts, record, plan.step, len(plan.file))
         if not users:
             self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
         self._forget_checkpoint()
 
+    def _trains_network(self, tasks: Sequence[_Task]) -> bool:
+        """Whether a network is trained: on request, or where there are enough adapters to share its bytes."""
+        if self.options.arch == "auto":
+            return len(tasks) >= NETWORK_WORTH_TRYING
+        return self.options.arch in (slots_decoder.NAME, conv1d_decoder.NAME)
+
     def _plan(self, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Plan:
         """The cheapest way to store a group, or the one that was asked for."""
-        arch = self.options.arch
         originals = [task.original for task in tasks]
-        members = Members(self.layout, originals, conditions, self.encoder.name, self.tolerance)
-        self.reporter.start("measuring what a generator would save", TYPICAL_TRIALS)
+        encoder = self.vectors.encoder.name if conditions[0].size else ""
+        members = Members(self.layout, originals, conditions, encoder, self.tolerance)
         planner = Planner(members, self.reporter)
+        plans = self._candidates(planner, tasks)
+        for _ in range(BUDGET_PLANS):
+            aim = self._aim(originals, min(plans.values(), key=lambda plan: plan.estimated_bytes))
+            if aim is None:
+                break
+            self.tolerance = aim
+            planner = planner.at(self.tolerance)
+            plans = self._candidates(planner, tasks)
+        arch = self.options.arch
+        alone = plans["none"].estimated_bytes / len(tasks)
+        best = arch if arch != "auto" else min(plans, key=lambda name: plans[name].estimated_bytes)
+        self.messages.append(_comparison(plans, best, len(tasks)))
+        return replace(plans[best], metrics={**plans[best].metrics, ALONE_BYTES: round(alone)})
+
+    def _aim(self, originals: Sequence[Original], plan: Plan) -> float | None:
+        """The tolerance to plan at instead, where a budget is far from what the plan comes to."""
+        if self.contract.budget is None:
+            return None
+        wanted = self.contract.budget * sum(len(original.data) for original in originals)
+        aim = tolerance_for(self.tolerance, plan.estimated_bytes, wanted)
+        return aim if abs(aim / self.tolerance - 1) > CLOSE_PLAN else None
+
+    def _candidates(self, planner: Planner, tasks: Sequence[_Task]) -> dict[str, Plan]:
+        """What can be compared: always the simplest, then what is asked for or likely to pay."""
+        arch = self.options.arch
+        self.reporter.start("measuring what a generator would save", TYPICAL_TRIALS)
         plans = {"none": planner.without_generator()}
         plans[mean_decoder.NAME] = planner.mean(plans["none"])
+        pays = plans["mean"].estimated_bytes < plans["none"].estimated_bytes
+        if arch == linear_decoder.NAME or (arch == "auto" and pays and len(tasks) > 2):
+            plans[linear_decoder.NAME] = planner.linear(plans["mean"])
         self.reporter.finish()
         wanted = slots_decoder.NAME if arch == "auto" else arch
-        worth_training = arch != "auto" or plans["mean"].estimated_bytes < plans["none"].estimated_bytes
-        if wanted not in plans and worth_training:
+        if self._trains_network(tasks) and (pays or arch != "auto"):
 
             def train(name: str, group: Group) -> Trained:
                 return self._train(name, group, tasks)
 
             plans[wanted] = planner.trained(wanted, plans["mean"], train)
-        alone = plans["none"].estimated_bytes / len(tasks)
-        best = arch if arch != "auto" else min(plans, key=lambda name: plans[name].estimated_bytes)
-        self.messages.append(_comparison(plans, best, len(tasks)))
-        return replace(plans[best], metrics={**plans[best].metrics, ALONE_BYTES: round(alone)})
+        return plans
 
     def _train(self, arch: str, group: Group, tasks: Sequence[_Task]) -> Trained:
         train = _train_module()
@@ -328,27 +363,36 @@ class _CohortRun:
     # -- encoding and recording -----------------------------------------------------------------
 
     def _encode_all(
-        self, tasks: Sequence[_Task], drafts: Sequence[Draft | None], record: GeneratorRecord | None, step: float | None
+        self,
+        tasks: Sequence[_Task],
+        drafts: Sequence[Draft | None],
+        record: GeneratorRecord | None,
+        step: float | None,
+        generator_bytes: float = 0.0,
     ) -> int:
-        """Encode and record each; gives the number of codes that use the generator."""
+        """Encode and record each; gives the number of codes that use the generator.
+
+        `generator_bytes` are taken from the budget, where there is one.
+        """
         users = 0
+        encoder = Encoder(self.contract, self.tolerance, self.judge, step)
+        candidates = [Candidate(t.adapter, t.original, d) for t, d in zip(tasks, drafts, strict=True)]
+        budget = None
+        if self.contract.budget is not None:
+            budget = self.contract.budget * sum(len(t.original.data) for t in tasks) - generator_bytes
         self.reporter.start(f"encoding {self.cohort.name}", len(tasks))
-        for task, draft in zip(tasks, drafts, strict=True):
-            encoded = encode(task.original, draft, self.tolerance, step)
-            if draft is not None and draft.loaded.generator.coordinates != "shared":
-                # Only a shared initialisation makes it certain that a prediction helps.
-                alone = encode(task.original, None, self.tolerance, step)
-                encoded = min(encoded, alone, key=lambda one: len(one.code))
-            step = encoded.step or step
-            self._record(task.adapter, encoded, record)
-            users += encoded.uses_generator
-            share = 100 * len(encoded.code) / len(task.original.data)
-            self.reporter.advance(1, percent=share, error=encoded.fidelity.relative_error)
+        for task, kept in zip(tasks, encoder.encode_all(candidates, budget), strict=True):
+            self._record(task.adapter, kept, record)
+            users += kept.encoded.uses_generator
+            share = 100 * len(kept.encoded.code) / len(task.original.data)
+            self.reporter.advance(1, percent=share, error=kept.encoded.fidelity.relative_error)
         self.reporter.finish()
         return users
 
-    def _record(self, adapter: Adapter, encoded: Encoded, record: GeneratorRecord | None) -> None:
+    def _record(self, adapter: Adapter, kept: Kept, record: GeneratorRecord | None) -> None:
         """Store the code, decode it from the store, and only then make it the adapter's encoding."""
+        encoded = kept.encoded
+        reason = {"reason": encoded.reason} if encoded.reason else {}
         new = NewEncoding(
             adapter_id=adapter.id,
             generator_id=record.id if record and encoded.uses_generator else None,
@@ -358,32 +402,11 @@ class _CohortRun:
             size_bytes=len(encoded.code),
             output_digest=sha256_hex(encoded.output),
             output_bytes=len(encoded.output),
-            tolerance={"relative_error": self.tolerance},
-            fidelity={**encoded.fidelity.to_dict(), **({"reason": encoded.reason} if encoded.reason else {})},
+            tolerance=kept.tolerance,
+            fidelity={**encoded.fidelity.to_dict(), **kept.measured, **reason},
         )
         restore_weights(self.registry, adapter, new)
         self.registry.record_encoding(new)
-
-    def _task_vectors(self, tasks: Sequence[_Task]) -> list[Int8]:
-        self.reporter.start(f"task vectors by {self.encoder.name}", len(tasks))
-        vectors = []
-        for task in tasks:
-            vectors.append(self._task_vector(task.adapter))
-            self.reporter.advance(1)
-        self.reporter.finish()
-        return vectors
-
-    def _task_vector(self, adapter: Adapter) -> Int8:
-        """Make, store and give the adapter's task vector."""
-        samples: list[str] = []
-        if not isinstance(self.encoder, TextEncoder) and self._has_samples(adapter):
-            samples = [str(text) for text in json.loads(self.registry.read_file(adapter, SAMPLES_FILE))]
-        vector = self.encoder.encode(adapter.description, samples)
-        self.registry.put_task_vector(adapter.id, self.encoder.name, vector.tobytes())
-        return vector
-
-    def _has_samples(self, adapter: Adapter) -> bool:
-        return any(file.path == SAMPLES_FILE for file in self.registry.files(adapter))
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
         encodings = self.registry.encodings(self.cohort.id)
@@ -391,6 +414,8 @@ class _CohortRun:
         generators = [record for record in self.registry.generators(self.cohort.id) if record.id in used]
         generator_bytes = sum(record.size_bytes for record in generators)
         tiers = Counter(encoding.tier for encoding in encodings)
+        fidelities = [json.loads(encoding.fidelity) for encoding in encodings]
+        gains = [float(f["gain_retained"]) for f in fidelities if "gain_retained" in f]
         return CohortSummary(
             cohort=self.cohort.name,
             adapters=len(adapters),
@@ -401,16 +426,16 @@ class _CohortRun:
             stored_bytes=generator_bytes + sum(encoding.size_bytes for encoding in encodings),
             original_bytes=sum(adapter.original_bytes for adapter in adapters),
             by_tier={tier: tiers[tier] for tier in get_args(Tier) if tiers[tier]},
-            worst_relative_error=max(
-                (float(json.loads(encoding.fidelity)["relative_error"]) for encoding in encodings), default=0.0
-            ),
+            worst_relative_error=max((float(f["relative_error"]) for f in fidelities), default=0.0),
+            mean_gain=sum(gains) / len(gains) if gains else None,
+            worst_gain=min(gains, default=None),
             message="; ".join(self.messages),
         )
 
 
 def _groups(tasks: Sequence[_Task]) -> list[list[_Task]]:
     """Tasks that share their initialisation together, and all that share it with no other in one more group."""
-    groups = [[tasks[index] for index in group] for group in group_by_init([t.original.factors for t in tasks])]
+    groups = [[tasks[index] for index in group] for group in group_by_init(t.original.factors for t in tasks)]
     alone = [group[0] for group in groups if len(group) == 1]
     return [group for group in groups if len(group) > 1] + ([alone] if alone else [])
 
@@ -425,7 +450,7 @@ def _label(record: GeneratorRecord) -> str:
 
 def _comparison(plans: dict[str, Plan], best: str, count: int) -> str:
     """What was compared, in the user's words."""
-    names = {"none": "no generator", "mean": "the mean table alone"}
+    names = {"none": "no generator", "mean": "the mean table alone", "linear": "a linear generator"}
     figures = ", ".join(f"{names.get(name, name)} {plan.estimated_bytes / 1e3:.0f} kB" for name, plan in plans.items())
     return f"estimated for {count} adapters in all: {figures}; stored with {names.get(best, best)}"
 

@@ -18,13 +18,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from lorareg.compress.base_model import load_pretrained
 from lorareg.compress.generator import CONDITION_EXPONENT, Int8
 from lorareg.compress.weights import Float64
-from lorareg.registry.errors import BaseModelError, MissingExtraError
 from lorareg.registry.types import TEXT_ENCODER_PREFIX
 
 TEXT_SIZE = 128
@@ -70,28 +70,8 @@ class HiddenStateEncoder:
             MissingExtraError: torch or transformers is not installed.
             BaseModelError: there is no model at `path`, or it does not load.
         """
-        folder, gguf_file = _locate(path)
-        try:
-            import torch
-            from transformers import AutoModel, AutoTokenizer
-            from transformers.utils import logging
-        except ImportError as error:
-            raise MissingExtraError(
-                feature="--base-model", package=error.name or "transformers", extra="train"
-            ) from error
-        logging.disable_progress_bar()
-        arguments: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **arguments)
-            self._model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **arguments)
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-            raise BaseModelError(
-                path=path,
-                reason=f"it does not load ({error})",
-                remedy="Pass a folder that transformers reads, or a GGUF file (which needs the package gguf).",
-            ) from error
-        self._model.eval()
-        self.name = f"hidden:{self._model.config.model_type}-{_digest(folder, gguf_file)[:12]}-1"
+        self._tokenizer, self._model, digest = load_pretrained(path, "AutoModel")
+        self.name = f"hidden:{self._model.config.model_type}-{digest[:12]}-1"
 
     def encode(self, description: str, samples: Sequence[str]) -> Int8:
         """The mean hidden state over the samples, or of the description where there are none."""
@@ -113,30 +93,3 @@ def standardised(vector: Float64) -> Int8:
         return np.zeros(len(vector), np.int8)
     clamped = np.clip((vector - vector.mean()) / deviation, -_CLAMP_DEVIATIONS, _CLAMP_DEVIATIONS)
     return np.asarray(np.rint(np.ldexp(clamped, -CONDITION_EXPONENT)), dtype=np.int8)
-
-
-def _locate(path: Path) -> tuple[Path, str | None]:
-    """The folder of a model and its GGUF file's name, if it is one."""
-    if path.is_file() and path.suffix == ".gguf":
-        return path.parent, path.name
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return path, None
-        found = sorted(path.glob("*.gguf"))
-        if found:
-            return path, found[0].name
-    raise BaseModelError(
-        path=path,
-        reason="there is no model here",
-        remedy="Pass a folder with a config.json, or a GGUF file.",
-    )
-
-
-def _digest(folder: Path, gguf_file: str | None) -> str:
-    """SHA-256 over the files that decide the model's output."""
-    hasher = hashlib.sha256()
-    files = [folder / gguf_file] if gguf_file else sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    for file in files:
-        with file.open("rb") as stream:
-            hasher.update(hashlib.file_digest(stream, "sha256").digest())
-    return hasher.hexdigest()

@@ -6,6 +6,8 @@ import importlib.util
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorareg.compress.contract import Contract
+from lorareg.compress.pipeline import CohortSummary, CompressOptions, compress
+from lorareg.compress.progress import Silent
+from lorareg.compress.verify import check_encodings
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
+from lorareg.registry.types import Encoding
 
 
 def _load_builders() -> ModuleType:
@@ -46,7 +53,7 @@ def sample_weights(sample_adapters: Path) -> dict[str, Any]:
     read = {}
     for path in sorted(p for p in sample_adapters.iterdir() if p.is_dir()):
         data = (path / "adapter_model.safetensors").read_bytes()
-        read[path.name] = Original.read(f"Adapter '{path.name}@1'", data, read_folder(path).layout)
+        read[path.name] = Original(f"Adapter '{path.name}@1'", partial(bytes, data), read_folder(path).layout)
     return read
 
 
@@ -83,3 +90,38 @@ def add_group(make_adapter: Callable[..., Path]) -> Callable[..., None]:
             registry.ingest(read_folder(path), name=name)
 
     return add
+
+
+@pytest.fixture
+def quick_refinement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps of refinement, where there is torch: what it gains is measured elsewhere."""
+    if importlib.util.find_spec("torch"):
+        from lorareg.compress import train
+
+        monkeypatch.setattr(train, "PRESETS", {k: replace(v, refine_steps=3) for k, v in train.PRESETS.items()})
+
+
+@pytest.fixture
+def run(quick_refinement: None) -> Callable[..., CohortSummary]:
+    """`run(registry, budget=0.1, arch="mean")`: compress the only cohort, then decode every encoding from the store."""
+
+    def run_compress(registry: Registry, reporter: Any = None, **options: Any) -> CohortSummary:
+        held = {name: options.pop(name) for name in ("tolerance", "budget", "gain", "distill") if name in options}
+        asked = CompressOptions(Contract(**held), **options)
+        (summary,) = compress(registry, (), asked, reporter or Silent())
+        assert list(check_encodings(registry)) == []
+        return summary
+
+    return run_compress
+
+
+@pytest.fixture
+def encodings() -> Callable[[Registry], dict[str, Encoding]]:
+    """`encodings(registry)`: the current encodings of the only cohort, by adapter."""
+
+    def by_ref(registry: Registry) -> dict[str, Encoding]:
+        (cohort,) = registry.cohorts()
+        by_id = {encoding.adapter_id: encoding for encoding in registry.encodings(cohort.id)}
+        return {adapter.ref: by_id[adapter.id] for adapter in registry.adapters() if adapter.id in by_id}
+
+    return by_ref

@@ -1,0 +1,162 @@
+"""What adapters are held to, and encoding them so that they hold it.
+
+One of three: a relative error of ΔW for each adapter (`tolerance`), bytes for all of them together
+(`budget`), or gain retained by each (`gain`). Only the first needs no model to check; `budget` and
+`gain` choose the error that each adapter is then recorded with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from lorareg.compress.encode import Draft, Encoded, Original, Tuner, encode
+from lorareg.compress.rate import USUAL_TOLERANCE, encode_to_gain, plan_budget
+from lorareg.compress.weights import read_weights
+from lorareg.registry.errors import ToleranceError
+from lorareg.registry.types import Adapter
+
+if TYPE_CHECKING:
+    from lorareg.compress.judge import Judge
+
+DEFAULT_TOLERANCE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """At most one of the three is given; without any, adapters keep what they have and new ones get the default."""
+
+    tolerance: float | None = None  # relative error of ΔW, 0 for lossless
+    budget: float | None = None  # bytes of codes and generator, as a share of the original files'
+    gain: float | None = None  # gain retained, 1 for all of it
+    distill: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ToleranceError where a value is out of range or two are given."""
+        if sum(value is not None for value in (self.tolerance, self.budget, self.gain)) > 1:
+            given = ", ".join(
+                f"--{name}" for name in ("tolerance", "budget", "gain") if getattr(self, name) is not None
+            )
+            raise ToleranceError(value=given, reason="an adapter is held to one of them; give one")
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
+            raise ToleranceError(value=self.tolerance, reason="a relative error is at least 0 (lossless) and below 1")
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise ToleranceError(
+                value=self.budget, reason="a budget is a share of the original bytes, such as 1% or 0.01"
+            )
+        if self.gain is not None and not 0 < self.gain < 1:
+            raise ToleranceError(value=self.gain, reason="gain retained lies between 0 and 1, such as 0.99")
+        if self.distill and self.budget is None and self.gain is None:
+            raise ToleranceError(
+                value="--distill", reason="it trades weight error for the model's behaviour; give --budget or --gain"
+            )
+
+    @property
+    def planned_error(self) -> float:
+        """The relative error at which a generator is planned."""
+        if self.budget is not None or self.gain is not None:
+            return USUAL_TOLERANCE
+        return DEFAULT_TOLERANCE if self.tolerance is None else self.tolerance
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """What was asked for, as it is recorded with an encoding."""
+        named = {"relative_error": self.tolerance, "budget": self.budget, "gain": self.gain}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An adapter to encode, and what a generator contributes to it."""
+
+    adapter: Adapter
+    original: Original
+    draft: Draft | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An encoding that holds the contract, the tolerance to record, and what was measured besides."""
+
+    encoded: Encoded
+    tolerance: dict[str, float]
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Encoder:
+    """Encodes adapters one after another; the step of the last is where the search for the next begins."""
+
+    contract: Contract
+    relative_error: float  # asked of each adapter, where the contract is about that
+    judge: Judge | None = None  # where the contract is about gain, or distilling was asked for
+    step: float | None = None
+
+    def encode_all(self, candidates: Sequence[Candidate], budget_bytes: float | None) -> Iterator[Kept]:
+        """One result a candidate, in order. `budget_bytes` is what their codes may take together."""
+        if budget_bytes is not None:
+            yield from self._within_budget(candidates, budget_bytes)
+            return
+        for candidate in candidates:
+            if self.contract.gain is not None:
+                yield self._with_gain(candidate, self.contract.gain)
+            else:
+                encoded = self._encode(candidate, self.relative_error, None)
+                yield Kept(encoded, {"relative_error": self.relative_error})
+
+    def _within_budget(self, candidates: Sequence[Candidate], budget_bytes: float) -> Iterator[Kept]:
+        budget = plan_budget(
+            [c.original for c in candidates],
+            [c.draft for c in candidates],
+            budget_bytes,
+            self.relative_error,
+            tuned=self.contract.distill,
+        )
+        for candidate in candidates:
+            tolerance = budget.next_tolerance()
+            encoded = self._encode(candidate, tolerance, self._tuner(candidate))
+            budget.spend(len(encoded.code), tolerance)
+            yield Kept(encoded, self._recorded(encoded))
+
+    def _with_gain(self, candidate: Candidate, wanted: float) -> Kept:
+        assert self.judge is not None
+        judge, original = self.judge, candidate.original
+        case, tuner = judge.case(candidate.adapter, original), self._tuner(candidate)
+        measured: dict[int, dict[str, Any]] = {}
+
+        def measure(encoded: Encoded) -> float:
+            found = measured[id(encoded)] = judge.gain(case, read_weights(encoded.output, original.layout))
+            return float(found["gain_retained"])
+
+        best = encode_to_gain(
+            lambda tolerance: self._encode(candidate, tolerance, tuner), measure, wanted, self.relative_error
+        )
+        if best is None:
+            lossless = encode(original, None, 0.0)
+            reason = f"no residual that was tried keeps {wanted:g} of the gain"
+            if case.loss_original >= case.loss_base:
+                reason = f"the adapter gains nothing on its {case.text}, so no gain can be retained"
+            return Kept(replace(lossless, reason=reason), {"relative_error": 0.0, "gain": wanted})
+        encoded, self.relative_error = best
+        return Kept(encoded, self._recorded(encoded), measured[id(encoded)])
+
+    def _encode(self, candidate: Candidate, tolerance: float, tuner: Tuner | None) -> Encoded:
+        original, draft = candidate.original, candidate.draft
+        encoded = encode(original, draft, tolerance, self.step, tuner)
+        if draft is not None and draft.loaded.generator.coordinates != "shared":
+            # Only a shared initialisation makes it certain that a prediction helps.
+            alone = encode(original, None, tolerance, self.step, tuner)
+            encoded = min(encoded, alone, key=lambda one: len(one.code))
+        self.step = encoded.step or self.step
+        return encoded
+
+    def _tuner(self, candidate: Candidate) -> Tuner | None:
+        if not self.contract.distill:
+            return None
+        assert self.judge is not None
+        return self.judge.distiller(candidate.adapter, candidate.original)
+
+    def _recorded(self, encoded: Encoded) -> dict[str, float]:
+        """The tolerance that an encoding made for a budget or a gain is recorded with: what it came to."""
+        return {**self.contract.asked, "relative_error": encoded.fidelity.relative_error}

@@ -1,0 +1,122 @@
+"""Rate control: finding the tolerance that meets a promise about bytes, or about what the model does.
+
+Everything is held to a relative error of ΔW in the end; a budget or a gain only chooses which. The
+bytes of a code fall roughly as a power of its error, and so does the gain that is lost, so both
+searches run in logarithms and take few trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lorareg.compress.encode import Draft, Encoded, Original, encode
+
+USUAL_TOLERANCE = 0.4
+"""Where searches start: about 1% of the bytes of a float32 adapter."""
+
+TOLERANCES = (0.005, 0.85)
+CLOSE_ENOUGH = 0.01
+MOST_SAMPLES = 24
+_SIZE_SLOPE = -1.7  # of log bytes over log tolerance, until two trials tell better
+_GAIN_SLOPE = 2.0  # of log lost gain over log tolerance: what is lost is quadratic in small errors
+_GAIN_TRIALS = 4
+_GAIN_AIM = 0.8  # of the loss allowed: where the next trial is put
+TUNING_SHARE = 1.08
+"""What tuned cores make of a code's size, until the first is known."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """Bytes for the codes of some adapters, spent one after another.
+
+    Each adapter gets the tolerance at which all that are left would together take what is left.
+    """
+
+    left_bytes: float
+    tolerance: float
+    sizes: list[float]  # expected of each adapter that is left, at `tolerance`
+    slope: float = _SIZE_SLOPE
+    correction: float = 1.0  # what codes came to, over what was expected of them
+
+    def next_tolerance(self) -> float:
+        """For the next adapter."""
+        expected = self.correction * sum(self.sizes)
+        ratio = max(self.left_bytes, 1.0) / max(expected, 1.0)
+        return _within(self.tolerance * ratio ** (1 / self.slope))
+
+    def spend(self, size: int, tolerance: float) -> None:
+        """The next adapter took `size` bytes at `tolerance`."""
+        expected = self.sizes.pop(0) * (tolerance / self.tolerance) ** self.slope
+        self.correction = size / max(expected, 1.0)
+        self.left_bytes -= size
+
+
+def plan_budget(
+    originals: Sequence[Original], drafts: Sequence[Draft | None], total_bytes: float, start: float, *, tuned: bool
+) -> Budget:
+    """The tolerance at which the codes of all adapters together take `total_bytes`, from trials on some of them."""
+    chosen = sorted({round(i * (len(originals) - 1) / (MOST_SAMPLES - 1)) for i in range(MOST_SAMPLES)})
+    share = (TUNING_SHARE if tuned else 1.0) * len(originals) / len(chosen)
+    tolerance, slope, last = _within(start), _SIZE_SLOPE, None
+    sizes: list[int] = []
+    for _ in range(4):
+        sizes = [len(encode(originals[i], drafts[i], tolerance).code) for i in chosen]
+        total = share * sum(sizes)
+        if last is not None and last[1] != total and last[0] != tolerance:
+            slope = min(max(math.log(total / last[1]) / math.log(tolerance / last[0]), -4.0), -0.4)
+        moved = _within(tolerance * (total_bytes / total) ** (1 / slope))
+        if abs(total / total_bytes - 1) < CLOSE_ENOUGH or moved == tolerance:
+            break
+        last, tolerance = (tolerance, total), moved
+    mean = sum(sizes) / len(sizes)
+    known = dict(zip(chosen, sizes, strict=True))
+    expected = [float(known.get(i, mean)) for i in range(len(originals))]
+    return Budget(total_bytes, tolerance, expected, slope, TUNING_SHARE if tuned else 1.0)
+
+
+def tolerance_for(tolerance: float, found_bytes: float, wanted_bytes: float) -> float:
+    """The tolerance that should take `wanted_bytes`, from what another one takes."""
+    return _within(tolerance * (wanted_bytes / max(found_bytes, 1.0)) ** (1 / _SIZE_SLOPE))
+
+
+Measure = Callable[[Encoded], float]
+Try = Callable[[float], Encoded]
+
+
+def encode_to_gain(attempt: Try, measure: Measure, wanted: float, start: float) -> tuple[Encoded, float] | None:
+    """The coarsest encoding found that keeps `wanted` of the gain, and the tolerance it was made at.
+
+    Args:
+        attempt: encodes at a tolerance.
+        measure: gain retained by an encoding.
+        wanted: gain to retain, below 1 or at it.
+        start: the first tolerance to try.
+
+    Returns:
+        None when no trial passes.
+    """
+    tolerance, best = _within(start), None
+    finest_failure = math.inf  # in tolerance: nothing coarser than this is tried again
+    for _ in range(_GAIN_TRIALS):
+        encoded = attempt(tolerance)
+        lost = 1 - measure(encoded)
+        allowed = 1 - wanted
+        if lost <= allowed:
+            if best is None or len(encoded.code) < len(best[0].code):
+                best = (encoded, tolerance)
+            if lost > 0.6 * allowed:
+                break
+        else:
+            finest_failure = min(finest_failure, tolerance)
+        factor = (_GAIN_AIM * max(allowed, 1e-4) / max(lost, 1e-4)) ** (1 / _GAIN_SLOPE)
+        moved = _within(tolerance * min(max(factor, 0.55), 1.35))
+        if moved >= finest_failure or (best is not None and moved <= best[1]):
+            break
+        tolerance = moved
+    return best
+
+
+def _within(tolerance: float) -> float:
+    return min(max(tolerance, TOLERANCES[0]), TOLERANCES[1])
