@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,21 @@ class BenchCohort:
     originals: tuple[Original, ...]
     conditions: tuple[Int8, ...]
     encoder: str  # that made the conditions
+    folders: tuple[Path, ...]  # the originals', in the same order
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(original.what for original in self.originals)
+
+    def part(self, names: Sequence[str]) -> BenchCohort:
+        """The adapters of these names alone, in the cohort's order."""
+        chosen = [index for index, name in enumerate(self.names) if name in names]
+        return replace(
+            self,
+            originals=tuple(self.originals[index] for index in chosen),
+            conditions=tuple(self.conditions[index] for index in chosen),
+            folders=tuple(self.folders[index] for index in chosen),
+        )
 
     @property
     def original_bytes(self) -> int:
@@ -52,7 +70,10 @@ def find_folders(folder: Path | None, count: int | None) -> list[Path]:
 
 
 def load_cohort(folders: list[Path]) -> BenchCohort:
-    """Read the adapters; ends the program with a message where their layouts differ."""
+    """Read the adapters; ends the program with a message where their layouts differ.
+
+    Each is named by its path below what all the folders have in common.
+    """
     from lorareg.compress.encode import Original
     from lorareg.compress.task_vectors import TextEncoder
     from lorareg.registry.peft_format import read_folder
@@ -63,9 +84,13 @@ def load_cohort(folders: list[Path]) -> BenchCohort:
     for folder in read:
         if folder.layout != layout:
             sys.exit(f"{folder.path} has another layout than {read[0].path}. Give a folder of one cohort.")
+    top = os.path.commonpath([folder.path.parent for folder in read])
+    names = [folder.path.relative_to(top).as_posix() for folder in read]
+    data = [(folder.path / WEIGHTS_FILE).read_bytes() for folder in read]
     return BenchCohort(
         layout=layout,
-        originals=tuple(Original.read(f.path.name, (f.path / WEIGHTS_FILE).read_bytes(), layout) for f in read),
+        originals=tuple(Original(name, partial(bytes, held), layout) for name, held in zip(names, data, strict=True)),
         conditions=tuple(TextEncoder().encode(f.description, ()) for f in read),
         encoder=TextEncoder.name,
+        folders=tuple(folder.path for folder in read),
     )

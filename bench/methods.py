@@ -8,36 +8,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import zstandard
+from coding import factors_of, in_dtype, pack, shapes_of, squeeze, unpack
 from cohort import BenchCohort
-from numpy.typing import NDArray
 from results import Row
 
 from lorareg.compress.canonical import balanced
 from lorareg.compress.encode import Original
 from lorareg.compress.fidelity import Fidelity, measure
-from lorareg.compress.grid import factor_rows, rank_of, width_of
+from lorareg.compress.grid import factor_rows
 from lorareg.compress.lossless import decode_lossless, encode_lossless
 from lorareg.compress.weights import Factors, read_weights, write_weights
 from lorareg.registry.types import Layout
 
-ZSTD_LEVEL = 19
-Rows = Sequence[NDArray[Any]]  # one (r, width) a slot, as `factor_rows` gives them
-
 
 class Method(Protocol):
-    """One way to store adapters."""
+    """One way to store adapters.
 
-    name: str
+    Its name up to the first comma is what it is called; what follows tells its operating points apart.
+    What is shared may come from other adapters than those that are then stored.
+    """
+
+    @property
+    def name(self) -> str: ...
 
     def share(self, cohort: BenchCohort) -> bytes:
         """What is stored once."""
 
-    def encode(self, original: Original) -> bytes:
+    def encode(self, original: Original, shared: bytes) -> bytes:
         """What is stored for an adapter."""
 
     def decode(self, data: bytes, shared: bytes, layout: Layout) -> Sequence[Factors]:
@@ -59,13 +61,13 @@ class MeanAdapter:
 
     def share(self, cohort: BenchCohort) -> bytes:
         slots = zip(*[factor_rows(original.factors) for original in cohort.originals], strict=True)
-        return _pack([np.mean(slot, axis=0) for slot in slots], "<f2")
+        return pack([np.mean(slot, axis=0) for slot in slots], "<f2")
 
-    def encode(self, original: Original) -> bytes:
+    def encode(self, original: Original, shared: bytes) -> bytes:
         return b""
 
     def decode(self, data: bytes, shared: bytes, layout: Layout) -> Sequence[Factors]:
-        return _factors(_unpack(shared, _shapes(layout), "<f2"))
+        return factors_of(unpack(shared, shapes_of(layout), "<f2"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +81,13 @@ class TruncatedSvd(Alone):
     def name(self) -> str:
         return f"truncated SVD, rank {self.rank}, fp{8 * np.dtype(self.item).itemsize}"
 
-    def encode(self, original: Original) -> bytes:
-        return _pack([rows[: self.rank] for rows in factor_rows([balanced(f) for f in original.factors])], self.item)
+    def encode(self, original: Original, shared: bytes) -> bytes:
+        return pack([rows[: self.rank] for rows in factor_rows([balanced(f) for f in original.factors])], self.item)
 
     def decode(self, data: bytes, shared: bytes, layout: Layout) -> Sequence[Factors]:
-        kept = _unpack(data, [(min(rank, self.rank), width) for rank, width in _shapes(layout)], self.item)
-        padding = zip(kept, _shapes(layout), strict=True)
-        return _factors([np.pad(rows, ((0, rank - len(rows)), (0, 0))) for rows, (rank, _) in padding])
+        kept = unpack(data, [(min(rank, self.rank), width) for rank, width in shapes_of(layout)], self.item)
+        padding = zip(kept, shapes_of(layout), strict=True)
+        return factors_of([np.pad(rows, ((0, rank - len(rows)), (0, 0))) for rows, (rank, _) in padding])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +100,23 @@ class Int8Rows(Alone):
     def name(self) -> str:
         return "int8, a scale per rank row" + (" + zstd" if self.compressed else "")
 
-    def encode(self, original: Original) -> bytes:
+    def encode(self, original: Original, shared: bytes) -> bytes:
         rows = factor_rows(original.factors)
         scales = [(np.abs(slot).max(axis=1, keepdims=True) / 127).astype("<f4") for slot in rows]
         levels = [
             np.rint(np.divide(slot, scale, out=np.zeros_like(slot), where=scale > 0))
             for slot, scale in zip(rows, scales, strict=True)
         ]
-        data = _pack(scales, "<f4") + _pack([np.clip(level, -127, 127) for level in levels], "i1")
-        return _squeeze(data) if self.compressed else data
+        data = pack(scales, "<f4") + pack([np.clip(level, -127, 127) for level in levels], "i1")
+        return squeeze(data) if self.compressed else data
 
     def decode(self, data: bytes, shared: bytes, layout: Layout) -> Sequence[Factors]:
         data = zstandard.decompress(data) if self.compressed else data
-        shapes = _shapes(layout)
+        shapes = shapes_of(layout)
         split = 4 * sum(rank for rank, _ in shapes)
-        scales = _unpack(data[:split], [(rank, 1) for rank, _ in shapes], "<f4")
-        levels = _unpack(data[split:], shapes, "i1")
-        return _factors([level * scale for level, scale in zip(levels, scales, strict=True)])
+        scales = unpack(data[:split], [(rank, 1) for rank, _ in shapes], "<f4")
+        levels = unpack(data[split:], shapes, "i1")
+        return factors_of([level * scale for level, scale in zip(levels, scales, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,11 @@ class Bf16Zstd(Alone):
 
     name: str = "bf16 + zstd"
 
-    def encode(self, original: Original) -> bytes:
-        return _squeeze(write_weights(_in_bf16(original.layout), original.factors))
+    def encode(self, original: Original, shared: bytes) -> bytes:
+        return squeeze(write_weights(in_dtype(original.layout, "BF16"), original.factors))
 
     def decode(self, data: bytes, shared: bytes, layout: Layout) -> Sequence[Factors]:
-        return read_weights(zstandard.decompress(data), _in_bf16(layout))
+        return read_weights(zstandard.decompress(data), in_dtype(layout, "BF16"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Lossless(Alone):
 
     name: str = "lossless codec (ours)"
 
-    def encode(self, original: Original) -> bytes:
+    def encode(self, original: Original, shared: bytes) -> bytes:
         return encode_lossless(original.data, original.layout)
 
     def decode(self, data: bytes, shared: bytes, layout: Layout) -> Sequence[Factors]:
@@ -145,7 +147,7 @@ class Lossless(Alone):
 
 def all_methods(layout: Layout) -> list[Method]:
     """Every method, ranks up to the layout's own."""
-    top = max(rank for rank, _ in _shapes(layout))
+    top = max(rank for rank, _ in shapes_of(layout))
     svd = [TruncatedSvd(rank, item) for item in ("<f2", "<f4") for rank in (1, 2, 3, 4, 6, 8) if rank <= top]
     return [MeanAdapter(), *svd, Int8Rows(compressed=False), Int8Rows(compressed=True), Bf16Zstd(), Lossless()]
 
@@ -154,7 +156,7 @@ def measure_method(cohort: BenchCohort, method: Method) -> Row:
     """Encode, decode and compare every adapter."""
     started = time.monotonic()
     shared = method.share(cohort)
-    codes = [method.encode(original) for original in cohort.originals]
+    codes = [method.encode(original, shared) for original in cohort.originals]
     measured = [
         compare(original, write_weights(cohort.layout, method.decode(code, shared, cohort.layout)))
         for original, code in zip(cohort.originals, codes, strict=True)
@@ -176,30 +178,3 @@ def row_of(shared_bytes: int, code_bytes: Sequence[int], measured: Sequence[Fide
         "worst_module_error": max(fidelity.worst_module_error for fidelity in measured),
         "elapsed_s": time.monotonic() - started,
     }
-
-
-def _shapes(layout: Layout) -> list[tuple[int, int]]:
-    return [(rank_of(layout, i), width_of(layout, i)) for i in range(len(layout.slots))]
-
-
-def _factors(rows: Rows) -> list[Factors]:
-    pairs = zip(rows[0::2], rows[1::2], strict=True)
-    return [Factors(b=b.T.astype(np.float64), a=a.astype(np.float64)) for a, b in pairs]
-
-
-def _pack(rows: Rows, item: str) -> bytes:
-    return b"".join(slot.astype(item).tobytes() for slot in rows)
-
-
-def _unpack(data: bytes, shapes: Sequence[tuple[int, int]], item: str) -> Rows:
-    ends = np.cumsum([rank * width for rank, width in shapes])
-    flat = np.split(np.frombuffer(data, item).astype(np.float64), ends[:-1])
-    return [part.reshape(shape) for part, shape in zip(flat, shapes, strict=True)]
-
-
-def _squeeze(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data)
-
-
-def _in_bf16(layout: Layout) -> Layout:
-    return Layout(tuple(replace(slot, dtype="BF16") for slot in layout.slots), layout.scales)

@@ -14,7 +14,7 @@ from methods import compare, row_of
 from results import Row
 
 from lorareg.compress import conv1d_decoder
-from lorareg.compress.codecs import GENERATED, decode, join_inputs
+from lorareg.compress.codecs import GENERATED, LoadedGenerator, decode, join_inputs
 from lorareg.compress.container import Code, pack_code
 from lorareg.compress.encode import encode
 from lorareg.compress.generator import LATENT_EXPONENT, Int8
@@ -22,7 +22,7 @@ from lorareg.compress.group import Group
 from lorareg.compress.plan import Members, Plan, Planner, draft_of
 from lorareg.compress.progress import Reporter
 from lorareg.compress.train import PRESETS, Trained, train_generator
-from lorareg.registry.types import sha256_hex
+from lorareg.registry.types import Layout, sha256_hex
 
 
 class Workshop:
@@ -37,7 +37,7 @@ class Workshop:
     def store(self, arch: str, tolerance: float, steps: int | None = None) -> Row:
         """Every adapter within a tolerance, with a generator of `arch` ("none" for none)."""
         started = time.monotonic()
-        plan = self._plan(arch, tolerance, steps)
+        plan = self.plan(arch, tolerance, steps)
         self.reporter.start(f"encoding, {arch} at {tolerance:g}", len(self.cohort.originals))
         sizes, measured, step = [], [], plan.step
         for index, original in enumerate(self.cohort.originals):
@@ -55,12 +55,12 @@ class Workshop:
 
     def draw(self, arch: str, tolerance: float, steps: int | None) -> Row:
         """Every adapter as its generator alone draws it, from the latent that is stored for it."""
-        return self._drawn(self._plan(arch, tolerance, steps), lambda index, plan: plan.latents[index], None)
+        return self._drawn(self.plan(arch, tolerance, steps), lambda index, plan: plan.latents[index], None)
 
     def draw_at_random(self, arch: str, tolerance: float, steps: int | None, count: int) -> Row:
         """The same from z ~ N(0, 1), which takes no bytes; errors of the first `count` adapters."""
         random = np.random.default_rng(self.seed)
-        plan = self._plan(arch, tolerance, steps)
+        plan = self.plan(arch, tolerance, steps)
         row = self._drawn(plan, lambda index, plan: _random_latent(random, len(plan.latents[index])), count)
         sizes = [size - len(latent) for size, latent in zip(row["code_bytes"], plan.latents, strict=True)]
         return {**row, "code_bytes": sizes, "measured_adapters": len(row["errors"])}
@@ -72,9 +72,7 @@ class Workshop:
         sizes, measured = [], []
         self.reporter.start(f"drawing with {loaded.generator.arch}", len(self.cohort.originals[:count]))
         for index, original in enumerate(self.cohort.originals):
-            condition = self.cohort.conditions[index][: loaded.generator.condition_size]
-            inputs = join_inputs(latent_of(index, plan), condition)
-            code = pack_code(Code(GENERATED, layout.digest, loaded.digest, inputs))
+            code = drawn_code(loaded, latent_of(index, plan), self.cohort.conditions[index], layout)
             sizes.append(len(code))
             if count is None or index < count:
                 measured.append(compare(original, decode(code, layout, loaded, original.what)))
@@ -83,16 +81,19 @@ class Workshop:
         row = row_of(len(plan.file), sizes, measured, started)
         return {**row, "arch": loaded.generator.arch, "train_steps": plan.metrics.get("steps")}
 
-    def _plan(self, arch: str, tolerance: float, steps: int | None) -> Plan:
+    def plan(self, arch: str, tolerance: float, steps: int | None = None) -> Plan:
+        """A generator of `arch` for the cohort ("none" for none), made once."""
         key = (arch, tolerance, steps)
         if key not in self._plans:
             planner = self._planner(tolerance)
             if arch == "none":
                 self._plans[key] = planner.without_generator()
             elif arch == "mean":
-                self._plans[key] = planner.mean(self._plan("none", tolerance, None))
+                self._plans[key] = planner.mean(self.plan("none", tolerance, None))
+            elif arch == "linear":
+                self._plans[key] = planner.linear(self.plan("mean", tolerance, None))
             else:
-                mean = self._plan("mean", tolerance, None)
+                mean = self.plan("mean", tolerance, None)
                 self._plans[key] = planner.trained(arch, mean, self._trainer(steps))
         return self._plans[key]
 
@@ -129,6 +130,12 @@ class _WithoutTrials:
 
     def note(self, message: str) -> None:
         self.reporter.note(message)
+
+
+def drawn_code(loaded: LoadedGenerator, latent: Int8, condition: Int8, layout: Layout) -> bytes:
+    """The code of an adapter that a generator draws from a latent, with nothing added."""
+    inputs = join_inputs(latent, condition[: loaded.generator.condition_size])
+    return pack_code(Code(GENERATED, layout.digest, loaded.digest, inputs))
 
 
 def _random_latent(random: np.random.Generator, size: int) -> Int8:

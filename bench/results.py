@@ -13,16 +13,20 @@ from typing import Any
 
 from cohort import ROOT
 
+ALL_SOURCES = ("bench/*.py", "compress/*.py", "registry/*.py")
+
 Row = dict[str, Any]
 
 
 class Results:
     """Rows by name in one JSON file. Rows of an earlier run stand only where all that decides them is the same."""
 
-    def __init__(self, path: Path, inputs: dict[str, Any], *, fresh: bool) -> None:
-        """Load the rows that `inputs` and the sources still vouch for."""
+    def __init__(
+        self, path: Path, inputs: dict[str, Any], *, fresh: bool, sources: Sequence[str] = ALL_SOURCES
+    ) -> None:
+        """Load the rows that `inputs` and the sources (patterns below the repository's root) still vouch for."""
         self.path = path
-        self.inputs = {**inputs, "sources": _sources_digest()}
+        self.inputs = {**inputs, "sources": _sources_digest(sources)}
         self.rows: dict[str, Row] = {}
         if path.exists() and not fresh:
             try:
@@ -41,11 +45,15 @@ class Results:
 
     def save(self, **summary: Any) -> None:
         """Write all rows, and what is said about them; replaces the file at once."""
-        document = {"inputs": self.inputs, "machine": machine(), "rows": self.rows, **summary}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
-        fresh.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(fresh, self.path)
+        write_json(self.path, {"inputs": self.inputs, "machine": machine(), "rows": self.rows, **summary})
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a file that is replaced at once, so that a stop leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")
+    fresh.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(fresh, path)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -81,8 +89,8 @@ def files_digest(folders: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _sources_digest() -> str:
+def _sources_digest(patterns: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for room in ("bench", "compress", "registry") for path in (ROOT / room).glob("*.py")):
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
