@@ -43,6 +43,11 @@ class BaseModel:
         self._weights: Weights = {}
         self._hooked: set[str] = set()
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below it."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
     def tokens(self, text: str) -> list[int]:
         """The token ids of a text."""
         return [int(token) for token in self.tokenizer(text)["input_ids"]]

@@ -62,7 +62,13 @@ class Contract:
     @property
     def asked(self) -> dict[str, float]:
         """What was asked for, as it is recorded with an encoding."""
-        named = {"relative_error": self.tolerance, "budget": self.budget, "gain": self.gain}
+        distilled = 1.0 if self.distill else None
+        named = {
+            "relative_error": self.tolerance,
+            "budget": self.budget,
+            "gain": self.gain,
+            "distilled": distilled,
+        }
         return {name: value for name, value in named.items() if value is not None}
 
 
@@ -122,8 +128,12 @@ class Encoder:
     def _with_gain(self, candidate: Candidate, wanted: float) -> Kept:
         assert self.judge is not None
         judge, original = self.judge, candidate.original
-        case, tuner = judge.case(candidate.adapter, original), self._tuner(candidate)
-        measured: dict[int, dict[str, Any]] = {}
+        case = judge.case(candidate.adapter, original)
+        if not case.loss_original < case.loss_base:
+            return _lossless(
+                original, wanted, f"the adapter gains nothing on its {case.text}, so no gain can be retained"
+            )
+        tuner, measured = self._tuner(candidate), dict[int, dict[str, Any]]()
 
         def measure(encoded: Encoded) -> float:
             found = measured[id(encoded)] = judge.gain(case, read_weights(encoded.output, original.layout))
@@ -133,11 +143,7 @@ class Encoder:
             lambda tolerance: self._encode(candidate, tolerance, tuner), measure, wanted, self.relative_error
         )
         if best is None:
-            lossless = encode(original, None, 0.0)
-            reason = f"no residual that was tried keeps {wanted:g} of the gain"
-            if case.loss_original >= case.loss_base:
-                reason = f"the adapter gains nothing on its {case.text}, so no gain can be retained"
-            return Kept(replace(lossless, reason=reason), {"relative_error": 0.0, "gain": wanted})
+            return _lossless(original, wanted, f"no residual that was tried keeps {wanted:g} of the gain")
         encoded, self.relative_error = best
         return Kept(encoded, self._recorded(encoded), measured[id(encoded)])
 
@@ -160,3 +166,8 @@ class Encoder:
     def _recorded(self, encoded: Encoded) -> dict[str, float]:
         """The tolerance that an encoding made for a budget or a gain is recorded with: what it came to."""
         return {**self.contract.asked, "relative_error": encoded.fidelity.relative_error}
+
+
+def _lossless(original: Original, wanted: float, reason: str) -> Kept:
+    """An adapter whose gain nothing but its own bytes keeps."""
+    return Kept(replace(encode(original, None, 0.0), reason=reason), {"relative_error": 0.0, "gain": wanted})

@@ -16,6 +16,7 @@ import numpy as np
 from lorareg.compress.base_model import BaseModel, Tokens, Weights, gain_retained
 from lorareg.compress.encode import Original
 from lorareg.compress.weights import Factors
+from lorareg.registry.errors import InvalidAdapterError
 from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ ROW_LENGTH = 128
 WRITTEN_ROWS = 16
 MOST_ROWS = 32
 """Rows of samples that distilling looks at."""
+
+TOKEN_DTYPES = {"U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8"}
+"""Of evaluation tokens in a safetensors file."""
 
 
 class Files(Protocol):
@@ -57,6 +61,7 @@ class Judge:
 
         Raises:
             LayoutMismatchError: the adapter does not fit the base model.
+            InvalidAdapterError: its evaluation tokens are none of the base model's.
         """
         weights = self.model.weights_of(original.layout, original.factors)
         tokens, text = self._evaluation(adapter), "evaluation tokens"
@@ -85,8 +90,7 @@ class Judge:
 
     def training_text(self, adapter: Adapter, weights: Weights) -> tuple[Tokens, str]:
         """Tokens (rows, length) of the adapter's samples, else of what it writes, and which of the two."""
-        names = {file.path for file in self.files.files(adapter)}
-        if SAMPLES_FILE in names:
+        if self._has(adapter, SAMPLES_FILE):
             texts = json.loads(self.files.read_file(adapter, SAMPLES_FILE))
             ids = self.model.tokens("\n".join(str(text) for text in texts))
             rows = min(len(ids) // ROW_LENGTH, MOST_ROWS)
@@ -97,12 +101,35 @@ class Judge:
         return self_written(self.model, weights, WRITTEN_ROWS, ROW_LENGTH, self.seed), "self-written text"
 
     def _evaluation(self, adapter: Adapter) -> Tokens | None:
-        if not any(file.path == EVAL_FILE for file in self.files.files(adapter)):
-            return None
-        from safetensors.numpy import load
+        """The adapter's held-out tokens (rows, length), if it has any.
 
-        tensors = load(self.files.read_file(adapter, EVAL_FILE))
-        tokens = tensors.get("input_ids")
-        if tokens is None or tokens.ndim != 2 or tokens.shape[1] < 2:
+        Raises:
+            InvalidAdapterError: they are no token ids of the base model.
+        """
+        if not self._has(adapter, EVAL_FILE):
             return None
-        return np.asarray(tokens, np.int64)
+        from safetensors import deserialize
+
+        tensors = deserialize(self.files.read_file(adapter, EVAL_FILE))  # type: ignore[no-untyped-call]
+        found = dict(tensors).get("input_ids")
+        if found is None:
+            return None
+        kind, shape, known = found["dtype"], tuple(found["shape"]), self.model.vocabulary_size
+        if kind not in TOKEN_DTYPES or len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
+            raise _unusable(adapter, f"are {kind} of shape {shape}, not integers in rows of two or more")
+        tokens = np.frombuffer(found["data"], TOKEN_DTYPES[kind]).reshape(shape).astype(np.int64)
+        lowest, highest = int(tokens.min()), int(tokens.max())
+        if lowest < 0 or highest >= known:
+            raise _unusable(adapter, f"reach from {lowest} to {highest}, and the base model knows 0 to {known - 1}")
+        return tokens
+
+    def _has(self, adapter: Adapter, path: str) -> bool:
+        return any(file.path == path for file in self.files.files(adapter))
+
+
+def _unusable(adapter: Adapter, reason: str) -> InvalidAdapterError:
+    return InvalidAdapterError(
+        path=f"{adapter.ref}/{EVAL_FILE}",
+        reason=f"its input_ids {reason}",
+        remedy="Ingest the adapter with tokens of its own base model, or without any.",
+    )

@@ -64,6 +64,7 @@ NETWORK_WORTH_TRYING = 100
 """Fewest adapters for which `auto` trains a network: with 34, its file cost five times what it saved."""
 
 BUDGET_PLANS = 2
+OVER_BUDGET = 1.1
 CLOSE_PLAN = 0.1
 """A budget is planned for anew where the tolerance it needs is farther off than this."""
 
@@ -164,7 +165,8 @@ class _CohortRun:
         current = {encoding.adapter_id: encoding for encoding in self.registry.encodings(self.cohort.id)}
         if not self.contract.asked and self.options.retrain:
             # Nobody asked for a coarser contract than the tightest one given before.
-            given = [_tolerance_of(encoding) for encoding in current.values()]
+            held = [json.loads(encoding.tolerance) for encoding in current.values()]
+            given = [float(one["relative_error"]) for one in held if one.keys() == {"relative_error"}]
             self.tolerance = min(given, default=DEFAULT_TOLERANCE)
         tasks = [
             _Task(adapter, Original(f"Adapter {adapter.ref!r}", partial(self._weights, adapter), self.layout))
@@ -374,7 +376,7 @@ class _CohortRun:
 
         `generator_bytes` are taken from the budget, where there is one.
         """
-        users = 0
+        users, spent = 0, 0
         encoder = Encoder(self.contract, self.tolerance, self.judge, step)
         candidates = [Candidate(t.adapter, t.original, d) for t, d in zip(tasks, drafts, strict=True)]
         budget = None
@@ -384,9 +386,15 @@ class _CohortRun:
         for task, kept in zip(tasks, encoder.encode_all(candidates, budget), strict=True):
             self._record(task.adapter, kept, record)
             users += kept.encoded.uses_generator
+            spent += len(kept.encoded.code)
             share = 100 * len(kept.encoded.code) / len(task.original.data)
             self.reporter.advance(1, percent=share, error=kept.encoded.fidelity.relative_error)
         self.reporter.finish()
+        if budget is not None and spent > OVER_BUDGET * max(budget, 0.0):
+            self.messages.append(
+                f"the budget is out of reach: codes take {spent} bytes and the generator {generator_bytes:.0f}, "
+                f"and it leaves {max(budget, 0.0):.0f} for codes; give more, or --arch none or mean"
+            )
         return users
 
     def _record(self, adapter: Adapter, kept: Kept, record: GeneratorRecord | None) -> None:
@@ -438,10 +446,6 @@ def _groups(tasks: Sequence[_Task]) -> list[list[_Task]]:
     groups = [[tasks[index] for index in group] for group in group_by_init(t.original.factors for t in tasks)]
     alone = [group[0] for group in groups if len(group) == 1]
     return [group for group in groups if len(group) > 1] + ([alone] if alone else [])
-
-
-def _tolerance_of(encoding: Encoding) -> float:
-    return float(json.loads(encoding.tolerance)["relative_error"])
 
 
 def _label(record: GeneratorRecord) -> str:

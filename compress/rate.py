@@ -57,6 +57,7 @@ def plan_budget(
     originals: Sequence[Original], drafts: Sequence[Draft | None], total_bytes: float, start: float, *, tuned: bool
 ) -> Budget:
     """The tolerance at which the codes of all adapters together take `total_bytes`, from trials on some of them."""
+    total_bytes = max(total_bytes, 1.0)  # the generator alone may have taken more than all of it
     chosen = sorted({round(i * (len(originals) - 1) / (MOST_SAMPLES - 1)) for i in range(MOST_SAMPLES)})
     share = (TUNING_SHARE if tuned else 1.0) * len(originals) / len(chosen)
     tolerance, slope, last = _within(start), _SIZE_SLOPE, None
@@ -101,7 +102,8 @@ def encode_to_gain(attempt: Try, measure: Measure, wanted: float, start: float) 
     finest_failure = math.inf  # in tolerance: nothing coarser than this is tried again
     for _ in range(_GAIN_TRIALS):
         encoded = attempt(tolerance)
-        lost = 1 - measure(encoded)
+        gain = measure(encoded)
+        lost = math.inf if math.isnan(gain) else 1 - gain
         allowed = 1 - wanted
         if lost <= allowed:
             if best is None or len(encoded.code) < len(best[0].code):

@@ -56,18 +56,18 @@ def run(tmp_path: Path, sample_adapters: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_run_measures_and_writes_everything(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = run("--tasks", "2", "--only", "NF4", "out generator, error 0.85", "conv1d")
+    document = run("--tasks", "2", "--only", "NF4", "out generator, error 0.65", "conv1d")
     points = {point["name"]: point for point in document["points"]}
     assert set(points) == {
-        "ours without generator, error 0.85",
+        "ours without generator, error 0.65",
         "NF4, blocks of 64",
         "ICM-LoRA conv1d latent",
     }
     assert "--conv1d-steps" in points["ICM-LoRA conv1d latent"]["reason"]
-    nf4, ours = points["NF4, blocks of 64"], points["ours without generator, error 0.85"]
+    nf4, ours = points["NF4, blocks of 64"], points["ours without generator, error 0.65"]
     assert len(nf4["gains"]) == len(document["evaluated"]) == 2
     assert nf4["gain_mean"] == pytest.approx(1, abs=0.2)
-    assert 0.8 < ours["error_worst"] <= 0.85
+    assert 0.6 < ours["error_worst"] <= 0.65
     assert ours["total_percent"] == pytest.approx(
         100 * (ours["shared_bytes"] + 12 * ours["marginal_bytes"]) / (12 * 476224)
     )
@@ -123,7 +123,7 @@ def test_a_failure_of_ours_is_one(run: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(AtTolerance, "encode", fail)
     with pytest.raises(ArithmeticError, match="no such step"):
-        run("--tasks", "0", "--only", "without generator, error 0.85")
+        run("--tasks", "0", "--only", "without generator, error 0.65")
 
 
 def test_our_points_come_back_from_their_bytes(make_adapter: Any) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lorareg.compress.contract import Contract
 from lorareg.compress.pipeline import CohortSummary, CompressOptions, compress
@@ -21,7 +23,7 @@ from lorareg.compress.progress import Silent
 from lorareg.compress.verify import check_encodings
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
-from lorareg.registry.types import Encoding
+from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter, Encoding, Layout
 
 
 def _load_builders() -> ModuleType:
@@ -125,3 +127,76 @@ def encodings() -> Callable[[Registry], dict[str, Encoding]]:
         return {adapter.ref: by_id[adapter.id] for adapter in registry.adapters() if adapter.id in by_id}
 
     return by_ref
+
+
+# -- a base model --------------------------------------------------------------------------------
+
+VOCABULARY = 64
+TINY_SHAPES = ((32, 4, 32), (16, 4, 32)) * 2
+"""Modules of the tiny base model, as `builders.layout` takes them."""
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers, and a tokenizer whose words are w1 to w63."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    words = {"<s>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<s>", bos_token="<s>")
+    fast.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,  # sure enough of its words that adapters make a difference
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_path: Path) -> Any:
+    """The tiny Llama as a `BaseModel`."""
+    from lorareg.compress.base_model import BaseModel
+
+    return BaseModel(tiny_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_layout() -> Layout:
+    """Of adapters that fit the tiny Llama."""
+    return cast(Layout, _BUILDERS.layout(TINY_SHAPES))
+
+
+@pytest.fixture
+def add_tiny(make_adapter: Callable[..., Path], tiny_layout: Layout) -> Callable[..., Adapter]:
+    """`add_tiny(registry, "a", tokens=..., samples=...)`: ingest an adapter of the tiny Llama."""
+
+    def add(
+        registry: Registry, name: str, *, size: float = 0.1, tokens: Any = None, samples: Sequence[str] | None = None
+    ) -> Adapter:
+        modules = _BUILDERS.factors(tiny_layout, zlib.crc32(name.encode()), size)
+        tensors = {}
+        for module, factors in zip(tiny_layout.modules, modules, strict=True):
+            key = f"base_model.model.{module}.lora_"
+            tensors |= {f"{key}A.weight": factors.a.astype(np.float32), f"{key}B.weight": factors.b.astype(np.float32)}
+        path = make_adapter(name, rank=4, modules=tiny_layout.modules, width=32, tensors=tensors)
+        if tokens is not None:
+            save_file({"input_ids": tokens}, path / EVAL_FILE)
+        if samples is not None:
+            (path / SAMPLES_FILE).write_text(json.dumps(samples))
+        registry.ingest(read_folder(path), name=name)
+        return registry.adapter(name)
+
+    return add

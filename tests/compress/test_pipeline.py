@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lorareg.compress import pipeline
 from lorareg.compress.materialize import restore_weights
 from lorareg.compress.pipeline import CohortSummary
 from lorareg.registry.peft_format import read_folder
@@ -19,6 +21,12 @@ AddGroup = Callable[..., None]
 Run = Callable[..., CohortSummary]
 ByRef = Callable[[Registry], dict[str, Encoding]]
 SIX = ("a", "b", "c", "d", "e", "f")
+MODULES = tuple(f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv")
+KEYS = {
+    f"base_model.model.{module}.lora_{factor}.weight": shape
+    for module in MODULES
+    for factor, shape in (("A", (2, 48)), ("B", (50, 2)))
+}
 
 
 def test_a_cohort_is_encoded_within_its_tolerance(
@@ -42,11 +50,11 @@ def test_a_cohort_is_encoded_within_its_tolerance(
         assert len(restore_weights(registry, adapter, encoding)) == encoding.output_bytes
 
 
-@pytest.mark.parametrize("arch", ["slots", pytest.param("conv1d", marks=pytest.mark.slow), "none"])
+@pytest.mark.parametrize("arch", ["slots", pytest.param("conv1d", marks=pytest.mark.slow), "linear", "none"])
 def test_every_architecture_can_be_asked_for(
     arch: str, registry: Registry, run: Run, encodings: ByRef, add_group: AddGroup
 ) -> None:
-    if arch != "none":
+    if arch in ("slots", "conv1d"):
         pytest.importorskip("torch")
     add_group(registry, *SIX[:3])
     summary = run(registry, arch=arch, steps=2)
@@ -78,6 +86,40 @@ def test_a_generator_that_pays_is_chosen(registry: Registry, run: Run, add_group
     assert "estimated for 8 adapters in all: no generator" in summary.message
     (record,) = registry.generators(registry.cohorts()[0].id)
     assert json.loads(record.metrics)[ALONE_BYTES] > 0
+
+
+def test_checkpoints_of_one_run_share_a_linear_generator(
+    registry: Registry, run: Run, encodings: ByRef, make_adapter: Callable[..., Path]
+) -> None:
+    random = np.random.default_rng(0)
+    last = {key: random.normal(size=shape) for key, shape in KEYS.items()}
+    for step in range(1, 9):
+        tensors = {key: (last[key] * (step / 8 if "lora_B" in key else 1)).astype(np.float32) for key in KEYS}
+        path = make_adapter(f"step-{step}", modules=MODULES, width=48, tensors=tensors)
+        registry.ingest(read_folder(path), name=path.name)
+    summary = run(registry)
+    assert summary.generator == "linear v1"
+    assert "stored with a linear generator" in summary.message
+    assert {encoding.tier for encoding in encodings(registry).values()} == {"generated"}
+
+
+def test_a_small_cohort_trains_no_network(
+    registry: Registry, run: Run, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_train_module", lambda: pytest.fail("a network was trained"))
+    add_group(registry, *SIX[:3])
+    message = run(registry).message
+    assert "the mean table alone" in message
+    assert "a linear generator" in message
+
+
+def test_a_large_cohort_trains_a_network(
+    registry: Registry, run: Run, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(pipeline, "NETWORK_WORTH_TRYING", 3)
+    add_group(registry, *SIX[:3])
+    assert ", slots " in run(registry, steps=2).message
 
 
 def test_a_single_adapter_is_coded_alone(registry: Registry, run: Run, add_group: AddGroup) -> None:

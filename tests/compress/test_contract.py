@@ -1,0 +1,196 @@
+"""What adapters are held to: which contracts make sense, and encodings that hold them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorareg.compress.contract import DEFAULT_TOLERANCE, Candidate, Contract, Encoder, Kept
+from lorareg.compress.encode import Draft, Original
+from lorareg.compress.pipeline import CompressOptions
+from lorareg.compress.rate import USUAL_TOLERANCE
+from lorareg.compress.residual import CORE_UNIT, Quantised
+from lorareg.compress.weights import Factors
+from lorareg.registry.errors import ToleranceError
+
+SHAPES = ((40, 4, 60), (24, 4, 60)) * 2
+MODEL = Path("base")
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tolerance": 0.1, "budget": 0.01}, "'--tolerance, --budget' is not valid: an adapter is held to one"),
+        ({"budget": 0.01, "gain": 0.9}, "'--budget, --gain' is not valid: an adapter is held to one"),
+        ({"tolerance": 0.0, "gain": 0.9}, "'--tolerance, --gain' is not valid"),
+        ({"tolerance": 0.1, "budget": 0.1, "gain": 0.9}, "'--tolerance, --budget, --gain' is not valid"),
+        ({"tolerance": -0.1}, "-0.1 is not valid: a relative error is at least 0"),
+        ({"tolerance": 1.0}, "1.0 is not valid: a relative error"),
+        ({"tolerance": NAN}, "nan is not valid: a relative error"),
+        ({"budget": 0.0}, "0.0 is not valid: a budget is a share of the original bytes"),
+        ({"budget": 1.0}, "1.0 is not valid: a budget is a share"),
+        ({"budget": -0.01}, "-0.01 is not valid: a budget is a share"),
+        ({"budget": NAN}, "nan is not valid: a budget is a share"),
+        ({"gain": 0.0}, "0.0 is not valid: gain retained lies between 0 and 1"),
+        ({"gain": 1.0}, "1.0 is not valid: gain retained lies between 0 and 1"),
+        ({"gain": 1.5}, "1.5 is not valid: gain retained lies between 0 and 1"),
+        ({"gain": NAN}, "nan is not valid: gain retained lies between 0 and 1"),
+        ({"distill": True}, "'--distill' is not valid: it trades weight error for the model's behaviour"),
+        ({"tolerance": 0.2, "distill": True}, "'--distill' is not valid: it trades weight error"),
+    ],
+)
+def test_contracts_that_make_no_sense_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ToleranceError, match=re.escape(f"Tolerance {message}")):
+        Contract(**fields)
+
+
+@pytest.mark.parametrize(
+    ("contract", "option"),
+    [
+        (Contract(gain=0.9), "--gain"),
+        (Contract(gain=0.9, distill=True), "--gain"),
+        (Contract(budget=0.01, distill=True), "--distill"),
+    ],
+)
+def test_what_a_model_does_takes_a_model(contract: Contract, option: str) -> None:
+    with pytest.raises(ToleranceError, match=f"Tolerance '{option}' is not valid: .* give --base-model too"):
+        CompressOptions(contract)
+    assert CompressOptions(contract, base_model=MODEL).needs_model
+
+
+def test_weights_are_compared_without_a_model() -> None:
+    assert not any(CompressOptions(c).needs_model for c in (Contract(), Contract(tolerance=0.1), Contract(budget=0.1)))
+
+
+def test_what_is_asked_is_what_is_recorded() -> None:
+    assert Contract().asked == {}
+    assert Contract(tolerance=0.0).asked == {"relative_error": 0.0}
+    assert Contract(budget=0.01, distill=True).asked == {"budget": 0.01}
+    assert Contract(gain=0.99).asked == {"gain": 0.99}
+
+
+def test_plans_are_made_at_the_tolerance_or_a_usual_one() -> None:
+    planned = [c.planned_error for c in (Contract(), Contract(tolerance=0.05), Contract(tolerance=0.0))]
+    assert planned == [DEFAULT_TOLERANCE, 0.05, 0.0]
+    assert {c.planned_error for c in (Contract(budget=0.01), Contract(gain=0.9))} == {USUAL_TOLERANCE}
+
+
+# -- encoding to a contract ----------------------------------------------------------------------
+
+
+class FakeJudge:
+    """Finds the share of ΔW's energy that is kept, and calls it gain."""
+
+    def __init__(self, base: float = 4.0, original: float = 3.0, most: float = 1.0) -> None:
+        self.base, self.original, self.most = base, original, most
+        self.measured, self.tuned = 0, 0
+
+    def case(self, adapter: Any, original: Original) -> Any:
+        return SimpleNamespace(
+            loss_base=self.base, loss_original=self.original, text="samples", factors=original.factors
+        )
+
+    def gain(self, case: Any, restored: Sequence[Factors]) -> dict[str, Any]:
+        self.measured += 1
+        lost = sum(float(((x.delta - y.delta) ** 2).sum()) for x, y in zip(case.factors, restored, strict=True))
+        total = sum(float((x.delta**2).sum()) for x in case.factors)
+        return {"gain_retained": self.most * (1 - lost / total), "measured_on": case.text}
+
+    def distiller(self, adapter: Any, original: Original) -> Any:
+        def tune(modules: Sequence[Quantised], layout: Any, prediction: Any) -> list[Quantised]:
+            self.tuned += 1
+            return [q.with_core(1.125 * q.core * CORE_UNIT) for q in modules]
+
+        return SimpleNamespace(tune=tune)
+
+
+def candidates(make: ModuleType, count: int = 4, drafts: Sequence[Draft | None] | None = None) -> list[Candidate]:
+    layout = make.layout(SHAPES)
+    adapter: Any = SimpleNamespace(ref="task@1")
+    originals = [make.original(layout, seed=seed) for seed in range(count)]
+    return [Candidate(adapter, o, d) for o, d in zip(originals, drafts or [None] * count, strict=True)]
+
+
+def encode_all(
+    chosen: Sequence[Candidate], contract: Contract, judge: Any = None, budget_bytes: float | None = None
+) -> list[Kept]:
+    return list(Encoder(contract, contract.planned_error, judge).encode_all(chosen, budget_bytes))
+
+
+def test_a_tolerance_is_recorded_as_it_was_asked(make: ModuleType) -> None:
+    for kept in encode_all(candidates(make), Contract(tolerance=0.1)):
+        assert kept.tolerance == {"relative_error": 0.1}
+        assert 0.095 < kept.encoded.fidelity.relative_error <= 0.1
+
+
+@pytest.mark.parametrize("distill", [False, True])
+def test_a_budget_is_recorded_with_the_error_it_came_to(distill: bool, make: ModuleType) -> None:
+    chosen, judge = candidates(make), FakeJudge()
+    total = 0.04 * sum(len(c.original.data) for c in chosen)
+    kept = encode_all(chosen, Contract(budget=0.04, distill=distill), judge, total)
+    assert sum(len(k.encoded.code) for k in kept) == pytest.approx(total, rel=0.05)
+    assert judge.tuned == (len(chosen) if distill else 0)
+    for one in kept:
+        assert one.tolerance == {"budget": 0.04, "relative_error": one.encoded.fidelity.relative_error}
+        assert one.measured == {}
+
+
+@pytest.mark.parametrize("distill", [False, True])
+@pytest.mark.parametrize("wanted", [0.8, 0.97])
+def test_a_gain_is_held_and_recorded(wanted: float, distill: bool, make: ModuleType) -> None:
+    judge = FakeJudge()
+    for kept in encode_all(candidates(make), Contract(gain=wanted, distill=distill), judge):
+        assert kept.encoded.codec.name == "residual-2"
+        assert kept.measured["gain_retained"] >= wanted
+        assert kept.measured["measured_on"] == "samples"
+        error = kept.encoded.fidelity.relative_error
+        assert kept.tolerance == {"gain": wanted, "relative_error": error}
+        assert 1 - kept.measured["gain_retained"] == pytest.approx(error**2, rel=1e-6)
+    assert judge.measured <= 4 * 4
+    assert (judge.tuned > 0) == distill
+
+
+def test_the_search_begins_where_the_last_one_ended(make: ModuleType) -> None:
+    encoder = Encoder(Contract(gain=0.97), USUAL_TOLERANCE, FakeJudge())  # type: ignore[arg-type]
+    list(encoder.encode_all(candidates(make, 1), None))
+    first = encoder.relative_error
+    assert first == pytest.approx((0.8 * 0.03) ** 0.5, rel=0.15)
+    judge = FakeJudge()
+    encoder.judge = judge  # type: ignore[assignment]
+    list(encoder.encode_all(candidates(make, 3), None))
+    assert judge.measured == 3
+
+
+def test_a_gain_out_of_reach_stays_lossless_and_says_so(make: ModuleType) -> None:
+    judge = FakeJudge(most=0.5)
+    (kept,) = encode_all(candidates(make, 1), Contract(gain=0.97), judge)
+    assert kept.encoded.codec.name == "lossless-1"
+    assert kept.encoded.reason == "no residual that was tried keeps 0.97 of the gain"
+    assert kept.tolerance == {"relative_error": 0.0, "gain": 0.97}
+    assert judge.measured == 4
+
+
+@pytest.mark.parametrize(("base", "original"), [(3.0, 3.0), (3.0, 3.5), (NAN, 3.0), (3.0, NAN)])
+def test_an_adapter_that_gains_nothing_is_not_tried_at_all(base: float, original: float, make: ModuleType) -> None:
+    judge = FakeJudge(base, original)
+    (kept,) = encode_all(candidates(make, 1), Contract(gain=0.97, distill=True), judge)
+    assert kept.encoded.codec.name == "lossless-1"
+    assert kept.encoded.reason == "the adapter gains nothing on its samples, so no gain can be retained"
+    assert (judge.measured, judge.tuned) == (0, 0)
+
+
+def test_a_prediction_that_does_not_help_is_left_out(make: ModuleType) -> None:
+    layout = make.layout(SHAPES)
+    loaded = make.loaded(layout, make.generator("mean", layout, coordinates="raw"))
+    originals = [make.original(layout, seed=seed) for seed in range(2)]
+    near, draft = make.near_prediction(layout, loaded, 1, 0.05)
+    adapter: Any = SimpleNamespace(ref="task@1")
+    chosen = [Candidate(adapter, originals[0], draft), Candidate(adapter, near, draft)]
+    far, close = encode_all(chosen, Contract(tolerance=0.1))
+    assert (far.encoded.uses_generator, close.encoded.uses_generator) == (False, True)

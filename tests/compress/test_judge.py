@@ -1,0 +1,235 @@
+"""Judging by what adapters do: a tiny model with adapters on it, the text they are judged on, and gain retained."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from lorareg.compress.base_model import BaseModel, gain_retained
+from lorareg.compress.encode import Original
+from lorareg.compress.judge import MOST_ROWS, ROW_LENGTH, WRITTEN_ROWS, Judge
+from lorareg.compress.weights import Factors
+from lorareg.registry.errors import InvalidAdapterError, LayoutMismatchError
+from lorareg.registry.store import Registry
+from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter, Layout
+
+TOKENS = np.random.default_rng(0).integers(0, 64, (5, 20))
+WORDS = [f"w{i}" for i in np.random.default_rng(1).integers(1, 64, 300)]
+ADAPTER: Any = SimpleNamespace(ref="task@1")
+
+
+@dataclass
+class Files:
+    """The files of the only adapter."""
+
+    stored: dict[str, bytes] = field(default_factory=dict)
+
+    def files(self, adapter: Adapter) -> list[Any]:
+        return [SimpleNamespace(path=path) for path in self.stored]
+
+    def read_file(self, adapter: Adapter, path: str) -> bytes:
+        return self.stored[path]
+
+
+def judge_of(model: BaseModel, *, tokens: Any = None, samples: Any = None, **others: Any) -> Judge:
+    tensors = others if tokens is None else {"input_ids": tokens, **others}
+    stored = {EVAL_FILE: save(tensors)} if tensors else {}
+    if samples is not None:
+        stored[SAMPLES_FILE] = json.dumps(samples).encode()
+    return Judge(model, Files(stored), seed=0)
+
+
+@pytest.fixture
+def original(make: ModuleType, tiny_layout: Layout) -> Original:
+    made: Original = make.original(tiny_layout, seed=3, size=0.1)
+    return made
+
+
+def scaled(original: Original, by: float) -> list[Factors]:
+    return [Factors(b=by * f.b, a=f.a) for f in original.factors]
+
+
+# -- the base model ------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_added_as_peft_defines_it(tiny_path: Any, tiny_model: BaseModel, original: Original) -> None:
+    torch = pytest.importorskip("torch")
+    with_adapter = tiny_model.loss(TOKENS, tiny_model.weights_of(original.layout, original.factors))
+    merged = BaseModel(tiny_path)
+    modules = dict(merged.model.named_modules())
+    for name, factors, scale in zip(original.layout.modules, original.factors, original.layout.scales, strict=True):
+        modules[name].weight += torch.tensor(scale * factors.delta, dtype=torch.float32)
+    assert with_adapter == pytest.approx(merged.loss(TOKENS), rel=1e-4)
+    assert with_adapter != pytest.approx(tiny_model.loss(TOKENS), rel=1e-3)
+
+
+def test_an_adapter_is_taken_off_again(tiny_model: BaseModel, original: Original) -> None:
+    before = tiny_model.loss(TOKENS)
+    weights = tiny_model.weights_of(original.layout, original.factors)
+    with pytest.raises(IndexError), tiny_model.adapted(weights):
+        tiny_model.loss(TOKENS + 64)
+    assert tiny_model.loss(TOKENS) == before
+    with tiny_model.adapted(weights):
+        assert tiny_model.loss(TOKENS) == before  # without weights is without an adapter, whatever is on
+
+
+def test_a_loss_does_not_depend_on_batches(tiny_model: BaseModel) -> None:
+    rows = np.concatenate([TOKENS] * 4)
+    assert tiny_model.loss(rows) == pytest.approx(tiny_model.loss(TOKENS), rel=1e-5)
+    assert tiny_model.vocabulary_size == 64
+    assert tiny_model.tokens("w5 w63\nw1") == [5, 63, 1]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((32, 4, 33),), "q_proj' has layout 32 x 33, but 32 x 32 in the base model is needed"),
+        (((32, 4, 32), (32, 4, 32)), "v_proj' has layout 32 x 32, but 16 x 32 in the base model is needed"),
+        (((32, 4, 32), (16, 4, 32)) * 3, r"layers\.2\.self_attn\.q_proj' has layout 32 x 32, but no such module"),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused(
+    shapes: Any, message: str, tiny_model: BaseModel, make: ModuleType
+) -> None:
+    with pytest.raises(LayoutMismatchError, match=message):
+        judge_of(tiny_model).case(ADAPTER, make.original(make.layout(shapes)))
+
+
+def test_gain_retained_is_the_share_of_what_was_learned() -> None:
+    assert gain_retained(4.0, 3.0, 3.25) == 0.75
+    assert gain_retained(4.0, 3.0, 2.5) == 1.5
+    assert gain_retained(4.0, 3.0, 5.0) == -1.0
+    assert math.isnan(gain_retained(3.0, 3.0, 3.0))
+    assert math.isnan(gain_retained(3.0, 4.0, 3.0))
+
+
+# -- gain ----------------------------------------------------------------------------------------
+
+
+def test_the_original_keeps_all_and_nothing_keeps_none(tiny_model: BaseModel, original: Original) -> None:
+    judge = judge_of(tiny_model)
+    case = judge.case(ADAPTER, original)
+    assert case.loss_original < case.loss_base
+    whole, none, most = (judge.gain(case, scaled(original, by)) for by in (1.0, 0.0, 0.9))
+    assert whole["gain_retained"] == 1.0
+    assert none["gain_retained"] == pytest.approx(0.0, abs=1e-6)
+    assert 0.5 < float(most["gain_retained"]) < 1
+    assert whole == {
+        "gain_retained": 1.0,
+        "loss_base": case.loss_base,
+        "loss_original": case.loss_original,
+        "loss_restored": case.loss_original,
+        "measured_on": "self-written text",
+    }
+
+
+# -- the text ------------------------------------------------------------------------------------
+
+
+def test_evaluation_tokens_come_before_samples_and_samples_before_what_is_written(
+    tiny_model: BaseModel, original: Original
+) -> None:
+    samples = [" ".join(WORDS[:150]), " ".join(WORDS[150:])]
+    held_out = judge_of(tiny_model, tokens=TOKENS, samples=samples).case(ADAPTER, original)
+    assert (held_out.text, held_out.tokens.dtype) == ("evaluation tokens", np.int64)
+    np.testing.assert_array_equal(held_out.tokens, TOKENS)
+    sampled = judge_of(tiny_model, samples=samples).case(ADAPTER, original)
+    assert sampled.text == "samples"
+    assert sampled.tokens.ravel().tolist() == [int(word[1:]) for word in WORDS[: 2 * ROW_LENGTH]]
+    written = judge_of(tiny_model).case(ADAPTER, original)
+    assert (written.text, written.tokens.shape) == ("self-written text", (WRITTEN_ROWS, ROW_LENGTH))
+
+
+def test_distilling_never_sees_what_an_adapter_is_judged_on(tiny_model: BaseModel, original: Original) -> None:
+    weights = tiny_model.weights_of(original.layout, original.factors)
+    for samples, text in (([" ".join(WORDS)], "samples"), (None, "self-written text")):
+        judge = judge_of(tiny_model, tokens=TOKENS, samples=samples)
+        tokens, source = judge.training_text(ADAPTER, weights)
+        assert source == text
+        np.testing.assert_array_equal(judge.distiller(ADAPTER, original).tokens.numpy(), tokens)
+
+
+@pytest.mark.parametrize("samples", [[], [""], [" ".join(WORDS[: ROW_LENGTH - 1])]])
+def test_samples_too_short_for_a_row_are_no_text(samples: list[str], tiny_model: BaseModel, original: Original) -> None:
+    assert judge_of(tiny_model, samples=samples).case(ADAPTER, original).text == "self-written text"
+
+
+def test_long_samples_are_cut(tiny_model: BaseModel, original: Original) -> None:
+    weights = tiny_model.weights_of(original.layout, original.factors)
+    tokens, _ = judge_of(tiny_model, samples=[" ".join(WORDS)] * 20).training_text(ADAPTER, weights)
+    assert tokens.shape == (MOST_ROWS, ROW_LENGTH)
+
+
+def test_what_a_model_writes_follows_from_seed_and_adapter(tiny_model: BaseModel, original: Original) -> None:
+    from lorareg.compress.distill import self_written
+
+    weights = tiny_model.weights_of(original.layout, original.factors)
+    written = [(weights, 3, 9, 0), (weights, 3, 9, 0), (weights, 3, 9, 1), ({}, 3, 9, 0)]
+    one, same, other, plain = (self_written(tiny_model, *how) for how in written)
+    assert (one.shape, one.dtype, one[:, 0].tolist()) == ((3, 9), np.int64, [0, 0, 0])
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one, plain)
+
+
+def test_keeping_keys_and_values_changes_nothing_that_is_written(tiny_model: BaseModel, original: Original) -> None:
+    torch = pytest.importorskip("torch")
+    from lorareg.compress.distill import self_written
+
+    weights = tiny_model.weights_of(original.layout, original.factors)
+    random, tokens = torch.Generator().manual_seed(4), torch.zeros((2, 1), dtype=torch.long)
+    with torch.no_grad(), tiny_model.adapted(weights):
+        while tokens.shape[1] < 7:
+            chances = tiny_model.logits(tokens)[:, -1].softmax(-1)
+            tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=random)], dim=1)
+    np.testing.assert_array_equal(self_written(tiny_model, weights, 2, 7, 4), tokens.numpy())
+
+
+def test_other_tensors_are_no_evaluation_tokens(tiny_model: BaseModel, original: Original) -> None:
+    assert judge_of(tiny_model, labels=TOKENS).case(ADAPTER, original).text == "self-written text"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
+def test_token_ids_may_be_of_any_integer_type(dtype: Any, tiny_model: BaseModel, original: Original) -> None:
+    case = judge_of(tiny_model, tokens=TOKENS.astype(dtype)).case(ADAPTER, original)
+    np.testing.assert_array_equal(case.tokens, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (TOKENS + 1, "reach from 1 to 64, and the base model knows 0 to 63"),
+        (TOKENS - 1, "reach from -1 to 62, and the base model knows 0 to 63"),
+        (np.full((1, 2), 1 << 40), "reach from 1099511627776 to 1099511627776"),
+        (TOKENS[0], "are I64 of shape (20,), not integers in rows of two or more"),
+        (TOKENS[:, :1], "are I64 of shape (5, 1), not"),
+        (TOKENS[:0], "are I64 of shape (0, 20), not"),
+        (TOKENS[None], "are I64 of shape (1, 5, 20), not"),
+        (TOKENS.astype(np.float32), "are F32 of shape (5, 20), not"),
+        (TOKENS > 30, "are BOOL of shape (5, 20), not"),
+    ],
+)
+def test_tokens_that_are_none_of_the_model_are_refused(
+    tokens: Any, message: str, tiny_model: BaseModel, original: Original
+) -> None:
+    words = re.escape(f"task@1/eval.safetensors: its input_ids {message}")
+    with pytest.raises(InvalidAdapterError, match=words):
+        judge_of(tiny_model, tokens=np.ascontiguousarray(tokens)).case(ADAPTER, original)
+
+
+def test_a_registry_holds_the_text(
+    tiny_model: BaseModel, original: Original, registry: Registry, add_tiny: Callable[..., Adapter]
+) -> None:
+    judge = Judge(tiny_model, registry, 0)
+    named = {"a": {"tokens": TOKENS, "samples": [" ".join(WORDS)]}, "b": {"samples": [" ".join(WORDS)]}, "c": {}}
+    texts = [judge.case(add_tiny(registry, name, **files), original).text for name, files in named.items()]
+    assert texts == ["evaluation tokens", "samples", "self-written text"]

@@ -1,0 +1,100 @@
+"""Budgets and gains: the searches for the tolerance that meets them."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorareg.compress import rate
+from lorareg.compress.rate import TOLERANCES, Budget, encode_to_gain, plan_budget, tolerance_for
+
+
+def encoded(size: float) -> Any:
+    return SimpleNamespace(code=bytes(round(size)))
+
+
+def test_a_budget_is_met_although_codes_come_out_dearer_than_planned() -> None:
+    sizes = [1000.0] * 20
+    budget = Budget(20_000.0, 0.4, list(sizes))
+    spent = 0.0
+    for _ in sizes:
+        tolerance = budget.next_tolerance()
+        size = 1300 * (tolerance / 0.4) ** -1.7  # 30% dearer than expected
+        budget.spend(round(size), tolerance)
+        spent += size
+    assert spent == pytest.approx(20_000, rel=0.02)
+
+
+def test_a_budget_that_is_used_up_leaves_the_coarsest_tolerance() -> None:
+    budget = Budget(10.0, 0.4, [1000.0, 1000.0])
+    assert budget.next_tolerance() == TOLERANCES[1]
+
+
+def test_planning_a_budget_finds_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def encode(original: Any, draft: Any, tolerance: float) -> Any:
+        asked.append(tolerance)
+        return encoded(original * tolerance**-1.3)
+
+    monkeypatch.setattr(rate, "encode", encode)
+    originals: list[Any] = [100 + i for i in range(10)]
+    wanted = sum(size * 0.25**-1.3 for size in originals)
+    budget = plan_budget(originals, [None] * 10, wanted, 0.4, tuned=False)
+    assert budget.tolerance == pytest.approx(0.25, rel=0.02)
+    assert sum(budget.sizes) == pytest.approx(wanted, rel=0.02)
+    assert len(asked) <= 4 * 10
+
+
+@pytest.mark.parametrize("left", [0.0, -5000.0])
+def test_a_generator_that_takes_the_whole_budget_leaves_the_coarsest_codes(
+    left: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate, "encode", lambda original, draft, tolerance: encoded(original * tolerance**-1.3))
+    originals: list[Any] = [100, 200]
+    budget = plan_budget(originals, [None] * 2, left, 0.4, tuned=False)
+    assert (budget.tolerance, budget.next_tolerance()) == (TOLERANCES[1], TOLERANCES[1])
+
+
+def test_the_next_tolerance_follows_from_bytes() -> None:
+    assert tolerance_for(0.4, 1000, 1000) == pytest.approx(0.4)
+    assert tolerance_for(0.4, 1000, 500) > 0.4
+    assert tolerance_for(0.4, 1000, 1e-9) == TOLERANCES[1]
+
+
+def attempt(tolerance: float) -> Any:
+    return encoded(1000 * tolerance**-1.7)
+
+
+def measured_by(lost_at: float) -> Any:
+    """Lost gain grows with the square of the tolerance, which the size of the code tells."""
+
+    def measure(one: Any) -> float:
+        tolerance = (len(one.code) / 1000) ** (-1 / 1.7)
+        return 1 - 0.01 * (tolerance / lost_at) ** 2
+
+    return measure
+
+
+@pytest.mark.parametrize("lost_at", [0.1, 0.25, 0.4, 0.6])
+def test_a_gain_is_kept_with_few_bytes(lost_at: float) -> None:
+    found = encode_to_gain(attempt, measured_by(lost_at), 0.99, 0.4)
+    assert found is not None
+    one, tolerance = found
+    assert measured_by(lost_at)(one) >= 0.99
+    assert tolerance > 0.7 * lost_at
+
+
+def test_a_gain_that_nothing_keeps_gives_nothing() -> None:
+    assert encode_to_gain(attempt, lambda one: 0.5, 0.99, 0.4) is None
+    assert encode_to_gain(attempt, lambda one: math.nan, 0.99, 0.4) is None
+
+
+def test_of_two_that_pass_the_smaller_is_kept() -> None:
+    gains = iter([0.9999, 0.9999, 0.9, 0.9])
+    found = encode_to_gain(attempt, lambda one: next(gains), 0.99, 0.2)
+    assert found is not None
+    assert found[1] > 0.2
