@@ -71,7 +71,7 @@ def test_weights_are_compared_without_a_model() -> None:
 def test_what_is_asked_is_what_is_recorded() -> None:
     assert Contract().asked == {}
     assert Contract(tolerance=0.0).asked == {"relative_error": 0.0}
-    assert Contract(budget=0.01, distill=True).asked == {"budget": 0.01}
+    assert Contract(budget=0.01, distill=True).asked == {"budget": 0.01, "distilled": 1.0}
     assert Contract(gain=0.99).asked == {"gain": 0.99}
 
 
@@ -137,7 +137,8 @@ def test_a_budget_is_recorded_with_the_error_it_came_to(distill: bool, make: Mod
     assert sum(len(k.encoded.code) for k in kept) == pytest.approx(total, rel=0.05)
     assert judge.tuned == (len(chosen) if distill else 0)
     for one in kept:
-        assert one.tolerance == {"budget": 0.04, "relative_error": one.encoded.fidelity.relative_error}
+        came_to = {"budget": 0.04, "relative_error": one.encoded.fidelity.relative_error}
+        assert one.tolerance == {**came_to, **({"distilled": 1.0} if distill else {})}
         assert one.measured == {}
 
 
@@ -150,7 +151,8 @@ def test_a_gain_is_held_and_recorded(wanted: float, distill: bool, make: ModuleT
         assert kept.measured["gain_retained"] >= wanted
         assert kept.measured["measured_on"] == "samples"
         error = kept.encoded.fidelity.relative_error
-        assert kept.tolerance == {"gain": wanted, "relative_error": error}
+        asked = {"gain": wanted, **({"distilled": 1.0} if distill else {})}
+        assert kept.tolerance == {**asked, "relative_error": error}
         assert 1 - kept.measured["gain_retained"] == pytest.approx(error**2, rel=1e-6)
     assert judge.measured <= 4 * 4
     assert (judge.tuned > 0) == distill
