@@ -27,7 +27,7 @@ quickstart: $(VENV)/.with-train ## ingest, compress, materialize and report on t
 	$(BIN)/lorareg quickstart
 
 test: $(VENV)/.with-test ## run the tests (ARGS="-k name" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.with-dev ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from cohort import OUTPUT
-from gains import NO_ADAPTER, Evaluator, Losses, find_base_model, find_tokens
+from gains import Evaluator, Losses, find_base_model, find_tokens
 from our_points import Workbench
 from results import ALL_SOURCES, Results, Row, files_digest, print_table
 from study import load_study
 
 from lorareg.cli.progress import LogReporter
+from lorareg.compress.base_model import gain_retained
 from lorareg.compress.codecs import LoadedGenerator, decode
 from lorareg.compress.container import NO_GENERATOR, Code, pack_code
 from lorareg.compress.distill import DistillConfig, Distiller
@@ -116,20 +117,12 @@ class Ablation:
             original = originals[task]
             code, error = self._code(original, lever)
             output = decode(code, original.layout, self.loaded if lever.table else None, task)
-            losses = [self._loss(tokens, data, key) for data, key in self._weights(original, output)]
+            losses = [self.evaluator.loss(tokens, data) for data in (None, original.data, output)]
             row["shares"].append(len(code) / len(original.data))
             row["errors"].append(error)
-            row["gains"].append((losses[0] - losses[2]) / (losses[0] - losses[1]))
+            row["gains"].append(gain_retained(*losses))
             print(f"{lever.name}: {task} {100 * row['gains'][-1]:.2f}%", file=sys.stderr, flush=True)
         return row
-
-    def _weights(self, original: Original, output: bytes) -> list[tuple[bytes | None, str]]:
-        data = original.data
-        return [(None, NO_ADAPTER), (data, sha256_hex(data)), (output, sha256_hex(output))]
-
-    def _loss(self, tokens: object, data: bytes | None, key: str) -> float:
-        known = self.evaluator.known(tokens, key)
-        return known if known is not None else self.evaluator.measure(tokens, data)
 
     def _code(self, original: Original, lever: Lever) -> tuple[bytes, float]:
         """A code of the wanted size, and its relative error."""

@@ -57,6 +57,11 @@ class Evaluator:
         """The loss with the weights file of this digest, or with NO_ADAPTER, if it was measured before."""
         return self.losses.held.get(self._key(tokens, weights_digest))
 
+    def loss(self, tokens: Tokens, data: bytes | None) -> float:
+        """The loss with a weights file's adapter, or without one, from before or from now."""
+        known = self.known(tokens, sha256_hex(data) if data is not None else NO_ADAPTER)
+        return known if known is not None else self.measure(tokens, data)
+
     def measure(self, tokens: Tokens, data: bytes | None) -> float:
         """Mean cross-entropy on the tokens with a weights file's adapter, or without one; kept from now on."""
         started = time.monotonic()

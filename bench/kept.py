@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 from cohort import OUTPUT
-from gains import NO_ADAPTER, Evaluator, Losses, find_base_model
+from gains import Evaluator, Losses, find_base_model
 from results import Row, print_table, write_json
 from safetensors.numpy import load
 
-from lorareg.compress.base_model import Tokens, gain_retained
+from lorareg.compress.base_model import gain_retained
 from lorareg.compress.materialize import restore_weights
 from lorareg.registry.store import Registry
-from lorareg.registry.types import EVAL_FILE, WEIGHTS_FILE, Adapter, Cohort, Layout, sha256_hex
+from lorareg.registry.types import EVAL_FILE, WEIGHTS_FILE, Adapter, Cohort, Layout
 
 
 def main() -> None:
@@ -55,18 +55,12 @@ def measure_cohort(registry: Registry, cohort: Cohort, model: Path, every: int, 
             registry.read_file(adapter, WEIGHTS_FILE),
             restore_weights(registry, adapter, encoding),
         )
-        losses = [measured(evaluator, tokens, data) for data in (None, original, restored)]
+        losses = [evaluator.loss(tokens, data) for data in (None, original, restored)]
         gain = gain_retained(losses[0], losses[1], losses[2])
         size = encoding.size_bytes if encoding else len(original)
         rows.append(row_of(adapter, cohort, losses, gain, size, len(original)))
         print(f"{adapter.ref}: {100 * gain:.2f}% of the gain, {100 * size / len(original):.3f}%", file=sys.stderr)
     return rows
-
-
-def measured(evaluator: Evaluator, tokens: Tokens, data: bytes | None) -> float:
-    """A loss, from now or from before."""
-    known = evaluator.known(tokens, sha256_hex(data) if data is not None else NO_ADAPTER)
-    return known if known is not None else evaluator.measure(tokens, data)
 
 
 def row_of(adapter: Adapter, cohort: Cohort, losses: list[float], gain: float, size: int, original: int) -> Row:
