@@ -36,7 +36,7 @@ from lorareg.compress.residual import (
     Quantised,
     Target,
     pack_residual,
-    quantise_module,
+    quantise_modules,
     restore_module,
     targets,
 )
@@ -205,8 +205,8 @@ class StepSearch:
 
     def quantise(self, step: float) -> list[Quantised]:
         """Every module at one global step."""
-        pairs = zip(self.targets, self.layout.scales, strict=True)
-        return [quantise_module(target, step / max(abs(scale), 1e-30), self.strength) for target, scale in pairs]
+        steps = [step / max(abs(scale), 1e-30) for scale in self.layout.scales]
+        return quantise_modules(self.targets, steps, self.strength)
 
     def error(self, modules: Sequence[Quantised]) -> float:
         """Relative error of ΔW before rounding to the file's dtype."""

@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -49,6 +50,7 @@ from lorareg.registry.types import Layout
 DIRECTION_UNIT = 1 / 16
 CORE_UNIT = 1 / 32
 SIDE_ARRAYS = 5
+HISTOGRAM_ENTRIES = 1 << 22
 
 STRENGTH = 0.7
 """How much of an update's lost strength the core gives back: 0 is the closest ΔW, 1 restores its projection
@@ -61,7 +63,7 @@ RIDGE = 1e-3
 """Keeps the core near the identity where a module has little energy."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """One module ready to quantise: the factors wanted, what is predicted of them, and the frame."""
 
@@ -73,6 +75,25 @@ class Target:
     def energy(self) -> float:
         """||b a||², without the module's scale."""
         return _inner(self.wanted, self.wanted)
+
+    @cached_property
+    def framed(self) -> tuple[Float64, Float64]:
+        """What was not predicted, in the frame: of b (r, d_out), then of a (r, d_in)."""
+        b, a = self.wanted.b, self.wanted.a
+        if self.predicted is not None:
+            b, a = b - self.predicted.b, a - self.predicted.a
+        return self._to_frame @ b.T, self._to_frame @ a
+
+    @cached_property
+    def partner_norms(self) -> tuple[Float64, Float64]:
+        """For each row of `framed`, the norm of the wanted vector that it is multiplied with, (r,) each."""
+        whole = (self.wanted.a, self.wanted.b.T)
+        b, a = (np.asarray(np.linalg.norm(self._to_frame @ rows, axis=1), np.float64) for rows in whole)
+        return b, a
+
+    @cached_property
+    def _to_frame(self) -> Float64:
+        return np.asarray(np.linalg.inv(self.directions * DIRECTION_UNIT), np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +128,66 @@ def targets(modules: Sequence[Factors], prediction: Prediction | None) -> list[T
 
 
 def quantise_module(target: Target, step: float, strength: float | None = STRENGTH) -> Quantised:
-    """Quantise one module so that its ΔW errs by about `step` per entry and component.
+    """`quantise_modules` of one."""
+    return quantise_modules([target], [step], strength)[0]
+
+
+def quantise_modules(
+    targets: Sequence[Target], steps: Sequence[float], strength: float | None = STRENGTH
+) -> list[Quantised]:
+    """Quantise modules so that the ΔW of each errs by about its step per entry and component.
 
     Args:
-        target: the module.
-        step: D, without the module's scale.
-        strength: see STRENGTH; None leaves the core at the identity.
+        targets: the modules.
+        steps: D of each, without the module's scale.
+        strength: see STRENGTH; None leaves cores at the identity.
 
     Raises:
-        OverflowError: the step is too fine for the entropy coder's widest table.
+        OverflowError: a step is too fine for the entropy coder's widest table.
     """
-    wanted, predicted = target.wanted, target.predicted
-    b, a = (wanted.b, wanted.a) if predicted is None else (wanted.b - predicted.b, wanted.a - predicted.a)
-    to_frame = np.linalg.inv(target.directions * DIRECTION_UNIT)
-    b_steps = nearest_steps(step, np.linalg.norm(to_frame @ wanted.a, axis=1))
-    a_steps = nearest_steps(step, np.linalg.norm(to_frame @ wanted.b.T, axis=1))
-    b_symbols, b_tables = quantise(to_frame @ b.T, steps_of(b_steps))
-    a_symbols, a_tables = quantise(to_frame @ a, steps_of(a_steps))
-    if predicted is None:
+    rows = [part for target in targets for part in target.framed]
+    norms = [part for target in targets for part in target.partner_norms]
+    indices = [nearest_steps(steps[i // 2], part) for i, part in enumerate(norms)]
+    symbols, tables = _quantise_alike(rows, indices)
+    return [
+        _assembled(t, tables[2 * i : 2 * i + 2], indices[2 * i : 2 * i + 2], symbols[2 * i : 2 * i + 2], strength)
+        for i, t in enumerate(targets)
+    ]
+
+
+def _quantise_alike(rows: Sequence[Float64], steps: Sequence[Int64]) -> tuple[list[Int64], list[Int64]]:
+    """Symbols and tables of each part; parts of one width are quantised together, which takes a fifth of the time."""
+    symbols, tables = [np.zeros(0, np.int64)] * len(rows), [np.zeros(0, np.int64)] * len(rows)
+    for width in dict.fromkeys(part.shape[1] for part in rows):
+        chosen = [i for i, part in enumerate(rows) if part.shape[1] == width]
+        ends = np.cumsum([len(rows[i]) for i in chosen])[:-1]
+        found = _quantise_in_chunks(
+            np.concatenate([rows[i] for i in chosen]), steps_of(np.concatenate([steps[i] for i in chosen]))
+        )
+        for i, own_symbols, own_tables in zip(chosen, *(np.split(part, ends) for part in found), strict=True):
+            symbols[i], tables[i] = own_symbols.copy(), own_tables.copy()
+    return symbols, tables
+
+
+def _quantise_in_chunks(rows: Float64, steps: Float64) -> tuple[Int64, Int64]:
+    """`quantise`, so many rows at a time that their histograms stay small."""
+    largest = float((np.abs(rows).max(axis=1, initial=0.0) / steps).max(initial=0.0))
+    count = max(1, int(HISTOGRAM_ENTRIES / (largest + 2)))
+    parts = [quantise(rows[i : i + count], steps[i : i + count]) for i in range(0, max(len(rows), 1), count)]
+    symbols, tables = zip(*parts, strict=True)
+    return np.concatenate(symbols), np.concatenate(tables)
+
+
+def _assembled(
+    target: Target,
+    tables: Sequence[Int64],
+    steps: Sequence[Int64],
+    symbols: Sequence[Int64],
+    strength: float | None,
+) -> Quantised:
+    """A module's components up to the last that has a symbol, and its core; of each pair, b's come first."""
+    (b_tables, a_tables), (b_symbols, a_symbols) = tables, symbols
+    if target.predicted is None:
         # A component with one zero factor adds nothing: drop the other too.
         halves = (b_tables == ZERO_TABLE) | (a_tables == ZERO_TABLE)
         b_tables[halves] = a_tables[halves] = ZERO_TABLE
@@ -132,16 +195,16 @@ def quantise_module(target: Target, step: float, strength: float | None = STRENG
     kept = np.flatnonzero((b_tables != ZERO_TABLE) | (a_tables != ZERO_TABLE))
     k = int(kept[-1]) + 1 if kept.size else 0
     quantised = Quantised(
-        directions=None if predicted is None else target.directions[:, :k],
-        core=_identity(k if predicted is None else wanted.rank, CORE_UNIT),
-        tables=np.stack([b_tables[:k], a_tables[:k]]),
-        steps=np.stack([b_steps[:k], a_steps[:k]]),
+        directions=None if target.predicted is None else target.directions[:, :k],
+        core=_identity(k if target.predicted is None else target.wanted.rank, CORE_UNIT),
+        tables=np.stack([part[:k] for part in tables]),
+        steps=np.stack([part[:k] for part in steps]),
         b_symbols=b_symbols[:k],
         a_symbols=a_symbols[:k],
     )
     if strength is None:
         return quantised
-    return quantised.with_core(_fitted_core(target, restore_module(quantised, predicted), strength))
+    return quantised.with_core(_fitted_core(target, restore_module(quantised, target.predicted), strength))
 
 
 def _fitted_core(target: Target, plain: Factors, strength: float) -> Float64:
