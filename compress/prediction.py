@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from lorareg.compress.weights import Factors, Float64
 
@@ -25,12 +26,12 @@ class ModulePrediction:
         return Factors(b=self.b * 2.0**self.b_exponent, a=self.a * 2.0**self.a_exponent)  # exact, faster than ldexp
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prediction:
     """Predicted factors of every module of a layout, in its order."""
 
     modules: tuple[ModulePrediction, ...]
 
-    @property
+    @cached_property
     def factors(self) -> tuple[Factors, ...]:
         return tuple(module.factors for module in self.modules)

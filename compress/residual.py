@@ -324,7 +324,9 @@ class _Neighbours:
 
     def of(self, shape: _Shape) -> Int64:
         """(2, r), to be read and then written."""
-        return self._last.setdefault(shape, np.full((2, shape.rank), self._start, np.int64))
+        if shape not in self._last:
+            self._last[shape] = np.full((2, shape.rank), self._start, np.int64)
+        return self._last[shape]
 
 
 class _SideArrays:
@@ -429,8 +431,10 @@ def _expect(values: Int64, limit: int, kind: str, what: str) -> None:
 def _product(small: Float64, wide: Float64, start: Float64 | None = None) -> Float64:
     """start + small (m, k) @ wide (k, n), summed over k in order, one rounding an operation."""
     total = np.zeros((len(small), wide.shape[1])) if start is None else np.array(start, order="C")
+    term = np.empty_like(total)
     for column, row in zip(small.T, wide, strict=True):
-        total += column[:, None] * row
+        np.multiply(column[:, None], row, out=term)
+        total += term
     return total
 
 
