@@ -151,8 +151,7 @@ def compress(
     Raises:
         StoppedError: on Ctrl-C; training goes on from its last checkpoint.
     """
-    from lorareg.compress.contract import Contract
-    from lorareg.compress.pipeline import CompressOptions
+    from lorareg.compress.contract import CompressOptions, Contract
     from lorareg.compress.pipeline import compress as run_compress
     from lorareg.registry.store import Registry
 

@@ -23,6 +23,7 @@ from lorareg.compress.container import NO_GENERATOR, expect_bindings, unpack_cod
 from lorareg.compress.generator import Generator, Int8, predict, unpack_generator
 from lorareg.compress.lossless import decode_lossless
 from lorareg.compress.prediction import Prediction
+from lorareg.compress.residual_payload import unpack_residual
 from lorareg.compress.weights import write_weights
 from lorareg.registry.errors import InvalidContainerError, NewerFormatError
 from lorareg.registry.types import Layout, Tier
@@ -101,13 +102,13 @@ def _decode_predicted_1(payload: bytes, layout: Layout, generator: LoadedGenerat
 
 
 def _decode_residual(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
-    modules = residual.unpack_residual(payload, layout, predicted=False, what=what)
+    modules = unpack_residual(payload, layout, predicted=False, what=what)
     return write_weights(layout, residual.restore(modules, None, layout))
 
 
 def _decode_predicted(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
     prediction, rest = _predicted(payload, layout, generator, what)
-    modules = residual.unpack_residual(rest, layout, predicted=True, what=what)
+    modules = unpack_residual(rest, layout, predicted=True, what=what)
     return write_weights(layout, residual.restore(modules, prediction, layout))
 
 

@@ -35,11 +35,11 @@ from lorareg.compress.residual import (
     STRENGTH,
     Quantised,
     Target,
-    pack_residual,
     quantise_modules,
     restore_module,
     targets,
 )
+from lorareg.compress.residual_payload import pack_residual
 from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.errors import InvalidContainerError
 from lorareg.registry.types import Layout

@@ -14,33 +14,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from lorareg.compress import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
 from lorareg.compress.base_model import BaseModel
 from lorareg.compress.canonical import group_by_init
+from lorareg.compress.choose import NONE, GeneratorChoice, train_module, trains_network
 from lorareg.compress.codecs import LoadedGenerator
-from lorareg.compress.contract import DEFAULT_TOLERANCE, Candidate, Contract, Encoder, Kept
+from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions
 from lorareg.compress.describe import TaskVectors
 from lorareg.compress.encode import Draft, Original
-from lorareg.compress.generator import DECODERS, Int8
+from lorareg.compress.gate import Candidate, Encoder, Kept
+from lorareg.compress.generator import Int8
 from lorareg.compress.group import Group
 from lorareg.compress.judge import Judge
 from lorareg.compress.materialize import restore_weights
-from lorareg.compress.plan import EMPTY, Members, Plan, Planner, Trained, covers, draft_of, in_coordinates, latent_of
+from lorareg.compress.plan import EMPTY, Members, Plan, covers, draft_of, in_coordinates, latent_of
 from lorareg.compress.progress import Reporter
-from lorareg.compress.rate import tolerance_for
-from lorareg.registry.errors import (
-    IntegrityError,
-    InvalidNameError,
-    MissingExtraError,
-    NothingToDoError,
-    ToleranceError,
-)
-from lorareg.registry.report import ALONE_BYTES
+from lorareg.registry.errors import IntegrityError, NothingToDoError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import (
     WEIGHTS_FILE,
@@ -51,50 +43,13 @@ from lorareg.registry.types import (
     NewEncoding,
     NewGenerator,
     Tier,
-    canonical_json,
     sha256_hex,
 )
 from lorareg.registry.types import Generator as GeneratorRecord
 
-ARCHITECTURES = ("auto", *DECODERS, "none")
 FIT_STEPS = 120
-TYPICAL_TRIALS = 15  # the searches for the tables' number and precision take between 8 and 25
-
-NETWORK_WORTH_TRYING = 100
-"""Fewest adapters for which `auto` trains a network: with 34, its file cost five times what it saved."""
-
-BUDGET_PLANS = 2
 OVER_BUDGET = 1.1
-CLOSE_PLAN = 0.1
-"""A budget is planned for anew where the tolerance it needs is farther off than this."""
-
-
-@dataclass(frozen=True, slots=True)
-class CompressOptions:
-    """What `compress` was asked for. `base_model` is needed for a contract about gain, and for distilling."""
-
-    contract: Contract = field(default_factory=Contract)
-    arch: str = "auto"
-    base_model: Path | None = None
-    seed: int = 0
-    steps: int | None = None
-    retrain: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ToleranceError (steps below 1, no base model), or InvalidNameError (architecture)."""
-        if self.steps is not None and self.steps < 1:
-            raise ToleranceError(value=f"--steps {self.steps}", reason="training takes at least one step")
-        if self.arch not in ARCHITECTURES:
-            expected = "one of " + ", ".join(ARCHITECTURES)
-            raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)
-        if self.needs_model and self.base_model is None:
-            option = "--gain" if self.contract.gain is not None else "--distill"
-            raise ToleranceError(value=option, reason="what a model does is measured on it; give --base-model too")
-
-    @property
-    def needs_model(self) -> bool:
-        """Whether the contract is about what the base model does."""
-        return self.contract.gain is not None or self.contract.distill
+ALONE = Plan(loaded=None, file=b"", latents=[], estimated_bytes=0.0, step=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +112,6 @@ class _CohortRun:
         self.tolerance = self.contract.planned_error
         self.vectors = TaskVectors(registry, options.base_model, reporter)
         self.messages: list[str] = []
-        self.checkpoint: Path | None = None
 
     def run(self) -> CohortSummary:
         """Encode what needs it and sum up."""
@@ -204,7 +158,7 @@ class _CohortRun:
     def _encode_with_existing(self, tasks: Sequence[_Task]) -> list[_Task]:
         """Encode what the cohort's generators cover, newest first; gives back what is left."""
         left = list(tasks)
-        if self.options.arch == "none" or self.tolerance == 0:
+        if self.options.arch == NONE or self.tolerance == 0:
             return left
         for record in reversed(self.registry.generators(self.cohort.id)):
             if not left:
@@ -252,23 +206,38 @@ class _CohortRun:
             slot_exponents=generator.slot_exponents,
             tolerance=self.tolerance,
         )
-        return conditions, list(_train_module().fit_latents(generator, group, FIT_STEPS, self.reporter))
+        return conditions, list(train_module().fit_latents(generator, group, FIT_STEPS, self.reporter))
 
     # -- with a new generator, or none ----------------------------------------------------------
 
     def _encode_group(self, tasks: Sequence[_Task]) -> None:
-        """Plan, store the generator if there is one, encode."""
-        alone = self.options.arch == "none" or self.tolerance == 0 or len(tasks) < 2
-        conditions = [EMPTY] * len(tasks)
-        if not alone and (self._trains_network(tasks) or self.options.base_model is None):
-            conditions = self.vectors.make([task.adapter for task in tasks])
-        plan = Plan(None, b"", [], 0.0, None) if alone else self._plan(tasks, conditions)
+        """Choose a generator, store it if there is one, encode."""
+        alone = self.options.arch == NONE or self.tolerance == 0 or len(tasks) < 2
+        conditions, plan, choice = [EMPTY] * len(tasks), ALONE, None
         if len(tasks) < 2:
             self.messages.append(f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter")
+        if not alone:
+            if trains_network(self.options.arch, len(tasks)) or self.options.base_model is None:
+                conditions = self.vectors.make([task.adapter for task in tasks])
+            choice = self._choice(tasks, conditions)
+            plan, self.tolerance = choice.best(), choice.tolerance
+            self.messages.append(choice.message)
         if plan.loaded is None:
             self._encode_all(tasks, [None] * len(tasks), None, plan.step)
-            self._forget_checkpoint()
-            return
+        else:
+            self._encode_with_new(tasks, plan, conditions)
+        if choice is not None:
+            choice.forget_checkpoint()
+
+    def _choice(self, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> GeneratorChoice:
+        encoder = self.vectors.encoder.name if conditions[0].size else ""
+        members = Members(self.layout, [task.original for task in tasks], conditions, encoder, self.tolerance)
+        digests = [task.adapter.digest for task in tasks]
+        return GeneratorChoice(members, digests, self.options, self.registry.home / "checkpoints", self.reporter)
+
+    def _encode_with_new(self, tasks: Sequence[_Task], plan: Plan, conditions: Sequence[Int8]) -> None:
+        """Record the generator of a plan, read it back, and encode against that."""
+        assert plan.loaded is not None
         generator = plan.loaded.generator
         record = self.registry.record_generator(
             NewGenerator(
@@ -289,78 +258,6 @@ class _CohortRun:
         users = self._encode_all(tasks, drafts, record, plan.step, len(plan.file))
         if not users:
             self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
-        self._forget_checkpoint()
-
-    def _trains_network(self, tasks: Sequence[_Task]) -> bool:
-        """Whether a network is trained: on request, or where there are enough adapters to share its bytes."""
-        if self.options.arch == "auto":
-            return len(tasks) >= NETWORK_WORTH_TRYING
-        return self.options.arch in (slots_decoder.NAME, conv1d_decoder.NAME)
-
-    def _plan(self, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> Plan:
-        """The cheapest way to store a group, or the one that was asked for."""
-        originals = [task.original for task in tasks]
-        encoder = self.vectors.encoder.name if conditions[0].size else ""
-        members = Members(self.layout, originals, conditions, encoder, self.tolerance)
-        planner = Planner(members, self.reporter)
-        plans = self._candidates(planner, tasks)
-        for _ in range(BUDGET_PLANS):
-            aim = self._aim(originals, min(plans.values(), key=lambda plan: plan.estimated_bytes))
-            if aim is None:
-                break
-            self.tolerance = aim
-            planner = planner.at(self.tolerance)
-            plans = self._candidates(planner, tasks)
-        arch = self.options.arch
-        alone = plans["none"].estimated_bytes / len(tasks)
-        best = arch if arch != "auto" else min(plans, key=lambda name: plans[name].estimated_bytes)
-        self.messages.append(_comparison(plans, best, len(tasks)))
-        return replace(plans[best], metrics={**plans[best].metrics, ALONE_BYTES: round(alone)})
-
-    def _aim(self, originals: Sequence[Original], plan: Plan) -> float | None:
-        """The tolerance to plan at instead, where a budget is far from what the plan comes to."""
-        if self.contract.budget is None:
-            return None
-        wanted = self.contract.budget * sum(len(original.data) for original in originals)
-        aim = tolerance_for(self.tolerance, plan.estimated_bytes, wanted)
-        return aim if abs(aim / self.tolerance - 1) > CLOSE_PLAN else None
-
-    def _candidates(self, planner: Planner, tasks: Sequence[_Task]) -> dict[str, Plan]:
-        """What can be compared: always the simplest, then what is asked for or likely to pay."""
-        arch = self.options.arch
-        self.reporter.start("measuring what a generator would save", TYPICAL_TRIALS)
-        plans = {"none": planner.without_generator()}
-        plans[mean_decoder.NAME] = planner.mean(plans["none"])
-        pays = plans["mean"].estimated_bytes < plans["none"].estimated_bytes
-        if arch == linear_decoder.NAME or (arch == "auto" and pays and len(tasks) > 2):
-            plans[linear_decoder.NAME] = planner.linear(plans["mean"])
-        self.reporter.finish()
-        wanted = slots_decoder.NAME if arch == "auto" else arch
-        if self._trains_network(tasks) and (pays or arch != "auto"):
-
-            def train(name: str, group: Group) -> Trained:
-                return self._train(name, group, tasks)
-
-            plans[wanted] = planner.trained(wanted, plans["mean"], train)
-        return plans
-
-    def _train(self, arch: str, group: Group, tasks: Sequence[_Task]) -> Trained:
-        train = _train_module()
-        config = replace(train.PRESETS[arch], seed=self.options.seed)
-        if self.options.steps is not None:
-            config = replace(config, steps=self.options.steps)
-        # Named by everything that decides the result, so that a run that differs in anything starts anew.
-        key = [[task.adapter.digest for task in tasks], group.encoder, group.tolerance, asdict(config)]
-        name = sha256_hex(canonical_json(key).encode())[:32]
-        self.checkpoint = self.registry.home / "checkpoints" / f"{name}.safetensors"
-        trained: Trained = train.train_generator(group, config, train.Checkpoint(self.checkpoint), self.reporter)
-        return trained
-
-    def _forget_checkpoint(self) -> None:
-        """What the last training run gave is recorded: its checkpoint is of no more use."""
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
-            self.checkpoint = None
 
     # -- encoding and recording -----------------------------------------------------------------
 
@@ -450,23 +347,3 @@ def _groups(tasks: Sequence[_Task]) -> list[list[_Task]]:
 
 def _label(record: GeneratorRecord) -> str:
     return f"{record.arch} v{record.version}"
-
-
-def _comparison(plans: dict[str, Plan], best: str, count: int) -> str:
-    """What was compared, in the user's words."""
-    names = {"none": "no generator", "mean": "the mean table alone", "linear": "a linear generator"}
-    figures = ", ".join(f"{names.get(name, name)} {plan.estimated_bytes / 1e3:.0f} kB" for name, plan in plans.items())
-    return f"estimated for {count} adapters in all: {figures}; stored with {names.get(best, best)}"
-
-
-def _train_module() -> Any:
-    """The training room, which needs torch.
-
-    Raises:
-        MissingExtraError: torch is not installed.
-    """
-    try:
-        from lorareg.compress import train
-    except ImportError as error:
-        raise MissingExtraError(feature="Training a generator", package=error.name or "torch", extra="train") from error
-    return train

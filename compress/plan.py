@@ -131,12 +131,21 @@ class Planner:
         """The residual codec alone."""
         return self._measured(self._plan(b"", [], None))
 
+    def rough(self) -> Plan:
+        """The better of no generator and a mean table of likely precision: two trials."""
+        alone = self.without_generator()
+        return min(alone, self._first_mean(alone), key=lambda plan: plan.estimated_bytes)
+
     def mean(self, hint: Plan) -> Plan:
         """The mean table alone, at the precision that makes the total smallest."""
+        return self._descend(self._first_mean(hint))
+
+    def _first_mean(self, hint: Plan) -> Plan:
+        """The mean table about as precise as the residual's steps."""
         start = math.log2(hint.step) if hint.step else -8.0
         a_norm, b_norm = self._partner_norms()
         first = _Precision(round(start - math.log2(b_norm)), round(start - math.log2(a_norm)))
-        return self._descend(self._tables(first, 0, hint.step))
+        return self._tables(first, 0, hint.step)
 
     def linear(self, mean: Plan) -> Plan:
         """The mean table and as many more as make the total smaller, or the best that was tried."""

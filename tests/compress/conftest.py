@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lorareg.compress.contract import Contract
-from lorareg.compress.pipeline import CohortSummary, CompressOptions, compress
+from lorareg.compress.contract import CompressOptions, Contract
+from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.progress import Silent
 from lorareg.compress.verify import check_encodings
 from lorareg.registry.peft_format import read_folder

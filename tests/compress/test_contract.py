@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lorareg.compress.contract import DEFAULT_TOLERANCE, Candidate, Contract, Encoder, Kept
+from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
 from lorareg.compress.encode import Draft, Original
-from lorareg.compress.pipeline import CompressOptions
+from lorareg.compress.gate import Candidate, Encoder, Kept
 from lorareg.compress.rate import USUAL_TOLERANCE
 from lorareg.compress.residual import CORE_UNIT, Quantised
 from lorareg.compress.weights import Factors

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from lorareg.compress import materialize as materialize_module
+from lorareg.compress.contract import CompressOptions
 from lorareg.compress.fidelity import compare_folders
 from lorareg.compress.materialize import materialize
-from lorareg.compress.pipeline import CompressOptions, compress
+from lorareg.compress.pipeline import compress
 from lorareg.compress.progress import Silent
 from lorareg.compress.verify import check_encodings
 from lorareg.registry.errors import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorareg.compress import pipeline
+from lorareg.compress import choose
 from lorareg.compress.materialize import restore_weights
 from lorareg.compress.pipeline import CohortSummary
 from lorareg.registry.peft_format import read_folder
@@ -106,7 +106,7 @@ def test_checkpoints_of_one_run_share_a_linear_generator(
 def test_a_small_cohort_trains_no_network(
     registry: Registry, run: Run, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_train_module", lambda: pytest.fail("a network was trained"))
+    monkeypatch.setattr(choose, "train_module", lambda: pytest.fail("a network was trained"))
     add_group(registry, *SIX[:3])
     message = run(registry).message
     assert "the mean table alone" in message
@@ -117,7 +117,7 @@ def test_a_large_cohort_trains_a_network(
     registry: Registry, run: Run, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
-    monkeypatch.setattr(pipeline, "NETWORK_WORTH_TRYING", 3)
+    monkeypatch.setattr(choose, "NETWORK_WORTH_TRYING", 3)
     add_group(registry, *SIX[:3])
     assert ", slots " in run(registry, steps=2).message
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lorareg.compress import pipeline
-from lorareg.compress.pipeline import CohortSummary, CompressOptions, compress
+from lorareg.compress.contract import CompressOptions
+from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.progress import Silent
 from lorareg.compress.verify import check_encodings
 from lorareg.registry.peft_format import read_folder

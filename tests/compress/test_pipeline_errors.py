@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from lorareg.compress import materialize, pipeline
-from lorareg.compress.contract import Contract
+from lorareg.compress.contract import CompressOptions, Contract
 from lorareg.compress.generator import pack_generator
-from lorareg.compress.pipeline import CohortSummary, CompressOptions, compress
+from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.progress import Silent
 from lorareg.registry.errors import (
     BaseModelError,
@@ -72,7 +72,8 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 from lorareg.compress.contract import Contract
-from lorareg.compress.pipeline import CompressOptions, compress
+from lorareg.compress.contract import CompressOptions
+from lorareg.compress.pipeline import compress
 from lorareg.compress.progress import Silent
 from lorareg.registry.errors import MissingExtraError
 from lorareg.registry.store import Registry

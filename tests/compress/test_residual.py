@@ -19,18 +19,16 @@ from lorareg.compress.residual import (
     CORE_UNIT,
     DIRECTION_UNIT,
     MAX_BOOST,
-    SIDE_ARRAYS,
     STRENGTH,
     Quantised,
     Target,
-    pack_residual,
     quantise_module,
     restore,
     restore_module,
     restore_plain,
     targets,
-    unpack_residual,
 )
+from lorareg.compress.residual_payload import SIDE_ARRAYS, pack_residual, unpack_residual
 from lorareg.compress.weights import Factors
 from lorareg.registry.errors import InvalidContainerError
 from lorareg.registry.types import Layout
