@@ -14,7 +14,7 @@ All in one range-coded stream after a prefix (the table numbers of the five side
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,7 @@ def pack_residual(modules: Sequence[Quantised], layout: Layout) -> bytes:
     encoder = SymbolEncoder()
     for array, number in zip(arrays, numbers, strict=True):
         encoder.put(array, number)
-    tables = np.concatenate([q.tables.ravel() for q in modules])
-    vectors = [row for q in modules for rows in (q.b_symbols, q.a_symbols) for row in rows]
+    vectors, tables = _vectors(modules)
     for number in np.unique(tables[tables != ZERO_TABLE]):
         encoder.put(np.concatenate([vectors[i] for i in np.flatnonzero(tables == number)]), int(number))
     return bytes([*numbers, side.base]) + encoder.finish()
@@ -53,32 +52,24 @@ def unpack_residual(payload: bytes, layout: Layout, *, predicted: bool, what: st
         raise InvalidContainerError(what=what, reason="its residual starts with table numbers that do not exist")
     decoder = SymbolDecoder(payload[SIDE_ARRAYS + 1 :], what)
     modules = _read_side(decoder, numbers, payload[SIDE_ARRAYS], _shapes(layout), predicted, what)
-    flat = _read_symbols(decoder, modules)
-    decoder.finish()
-    restored, offset = [], 0
-    for module in modules:
-        pair = []
-        for symbols in (module.b_symbols, module.a_symbols):
-            pair.append(flat[offset : offset + symbols.size].reshape(symbols.shape))
-            offset += symbols.size
-        restored.append(replace(module, b_symbols=pair[0], a_symbols=pair[1]))
-    return restored
-
-
-def _read_symbols(decoder: SymbolDecoder, modules: Sequence[Quantised]) -> Int64:
-    """All symbols in the order of modules, vectors and entries."""
-    tables = np.concatenate([q.tables.ravel() for q in modules]) if modules else np.zeros(0, np.int64)
-    lengths = np.concatenate([np.repeat([q.b_symbols.shape[1], q.a_symbols.shape[1]], q.count) for q in modules])
-    owners = np.repeat(tables, lengths.astype(np.int64))
-    flat = np.zeros(len(owners), np.int64)
+    vectors, tables = _vectors(modules)
     for number in np.unique(tables[tables != ZERO_TABLE]):
-        places = np.flatnonzero(owners == number)
-        flat[places] = decoder.get(len(places), int(number))
-    return flat
+        chosen = [vectors[i] for i in np.flatnonzero(tables == number)]
+        ends = np.cumsum([len(vector) for vector in chosen])
+        symbols = decoder.get(int(ends[-1]), int(number))
+        for vector, end in zip(chosen, ends, strict=True):
+            vector[:] = symbols[end - len(vector) : end]
+    decoder.finish()
+    return modules
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
+def _vectors(modules: Sequence[Quantised]) -> tuple[list[Int64], Int64]:
+    """Views of all symbols, in the order of modules, b before a, and the table of each."""
+    vectors = [row for q in modules for rows in (q.b_symbols, q.a_symbols) for row in rows]
+    return vectors, np.concatenate([q.tables.ravel() for q in modules]) if modules else np.zeros(0, np.int64)
+
+
+class _Shape(NamedTuple):
     """Of one module."""
 
     d_out: int

@@ -11,6 +11,8 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,9 @@ from lorareg.registry.types import Layout, canonical_json
 Float64 = NDArray[np.float64]
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+STORED_AS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 HEADER_ALIGNMENT = 8
+_BF16_INFINITY = np.uint16(0x7F80)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +62,30 @@ def write_weights(layout: Layout, modules: Sequence[Factors]) -> bytes:
     Raises:
         OverflowError: a weight does not fit the slot's dtype (the encoder then picks another tier).
     """
-    tensors = [tensor for factors in modules for tensor in (factors.a, factors.b)]
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    bodies, offset = [], 0
+    head, body_bytes = _header(layout)
+    data = bytearray(len(head) + body_bytes)
+    data[: len(head)] = head
+    tensors = (tensor for factors in modules for tensor in (factors.a, factors.b))
+    offset = len(head)
     for slot, tensor in zip(layout.slots, tensors, strict=True):
-        body = _narrow(tensor, slot.dtype)
-        header[slot.key] = {"dtype": slot.dtype, "shape": slot.shape, "data_offsets": [offset, offset + len(body)]}
-        bodies.append(body)
-        offset += len(body)
-    text = canonical_json(header).encode()
+        bits = np.frombuffer(data, STORED_AS[slot.dtype], slot.weight_count, offset).reshape(slot.shape)
+        _narrow(tensor, slot.dtype, bits)
+        offset += bits.nbytes
+    return bytes(data)
+
+
+@lru_cache(maxsize=8)
+def _header(layout: Layout) -> tuple[bytes, int]:
+    """The start of a file of this layout, length field included, and how many bytes of tensors follow."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for slot in layout.slots:
+        end = offset + slot.weight_count * ITEM_BYTES[slot.dtype]
+        entries[slot.key] = {"dtype": slot.dtype, "shape": slot.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = canonical_json(entries).encode()
     text += b" " * (-len(text) % HEADER_ALIGNMENT)
-    return b"".join([struct.pack("<Q", len(text)), text, *bodies])
+    return struct.pack("<Q", len(text)) + text, offset
 
 
 def _widen(body: memoryview, dtype: str) -> Float64:
@@ -80,23 +97,20 @@ def _widen(body: memoryview, dtype: str) -> Float64:
     return bits.view("<f4").astype(np.float64)
 
 
-def _narrow(tensor: Float64, dtype: str) -> bytes:
+def _narrow(tensor: Float64, dtype: str, out: NDArray[Any]) -> None:
+    """Round `tensor` to nearest even into `out`.
+
+    Raises:
+        OverflowError: a value does not fit.
+    """
     with np.errstate(over="ignore"):
-        single = tensor.astype("<f4")
-        if dtype == "F32":
-            narrowed = single
-        elif dtype == "F16":
-            narrowed = tensor.astype("<f2")
-        else:
-            bits = single.view("<u4")
+        if dtype == "BF16":
+            bits = tensor.astype("<f4").view("<u4")
             nearest_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-            return _finite((bits + nearest_even) >> np.uint32(16) << np.uint32(16), dtype)
-    if not np.isfinite(narrowed).all():
+            out[...] = (bits + nearest_even) >> np.uint32(16)
+            finite = (out & _BF16_INFINITY) != _BF16_INFINITY
+        else:
+            out[...] = tensor
+            finite = np.isfinite(out)
+    if not finite.all():
         raise OverflowError(f"a weight does not fit {dtype}")
-    return narrowed.tobytes()
-
-
-def _finite(bits: NDArray[np.uint32], dtype: str) -> bytes:
-    if not np.isfinite(bits.view("<f4")).all():
-        raise OverflowError(f"a weight does not fit {dtype}")
-    return (bits >> np.uint32(16)).astype("<u2").tobytes()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 Factor = Literal["A", "B"]
@@ -83,7 +84,12 @@ class Layout:
 
     @property
     def digest(self) -> str:
-        return sha256_hex(self.to_json().encode())
+        return _layout_digest(self)
+
+
+@lru_cache(maxsize=64)
+def _layout_digest(layout: Layout) -> str:
+    return sha256_hex(layout.to_json().encode())
 
 
 @dataclass(frozen=True, slots=True)
