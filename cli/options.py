@@ -25,12 +25,12 @@ def parse_share(option: str, text: str) -> float:
     """A share of something, as 1% or 0.01.
 
     Raises:
-        ToleranceError: it is neither.
+        ContractError: it is neither.
     """
-    from lorareg.registry.errors import ToleranceError
+    from lorareg.registry.errors import ContractError
 
     number = text.strip().removesuffix("%")
     try:
         return float(number) / (100 if text.strip().endswith("%") else 1)
     except ValueError as error:
-        raise ToleranceError(value=f"{option} {text}", reason="a share is written as 1% or 0.01") from error
+        raise ContractError(option=f"{option} {text}", reason="a share is written as 1% or 0.01") from error

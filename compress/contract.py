@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorareg.compress.generator import DECODERS
 from lorareg.compress.rate import USUAL_TOLERANCE
-from lorareg.registry.errors import InvalidNameError, ToleranceError
+from lorareg.registry.errors import ContractError, InvalidNameError
 
 ARCHITECTURES = ("auto", *DECODERS, "none")
 DEFAULT_TOLERANCE = 0.2
@@ -27,23 +27,25 @@ class Contract:
     distill: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ToleranceError where a value is out of range or two are given."""
+        """Raises ContractError where a value is out of range or two are given."""
         if sum(value is not None for value in (self.tolerance, self.budget, self.gain)) > 1:
-            given = ", ".join(
+            given = " and ".join(
                 f"--{name}" for name in ("tolerance", "budget", "gain") if getattr(self, name) is not None
             )
-            raise ToleranceError(value=given, reason="an adapter is held to one of them; give one")
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ToleranceError(value=self.tolerance, reason="a relative error is at least 0 (lossless) and below 1")
-        if self.budget is not None and not 0 < self.budget < 1:
-            raise ToleranceError(
-                value=self.budget, reason="a budget is a share of the original bytes, such as 1% or 0.01"
-            )
-        if self.gain is not None and not 0 < self.gain < 1:
-            raise ToleranceError(value=self.gain, reason="gain retained lies between 0 and 1, such as 0.99")
+            raise ContractError(option=given, reason="an adapter is held to one of them; give one")
+        ranges = {
+            "tolerance": "a relative error is at least 0 (lossless) and below 1",
+            "budget": "a budget is a share of the original bytes, such as 1% or 0.01",
+            "gain": "gain retained lies between 0 and 1, such as 0.99",
+        }
+        for name, reason in ranges.items():
+            value = getattr(self, name)
+            lossless = name == "tolerance" and value == 0
+            if value is not None and not (0 < value < 1 or lossless):
+                raise ContractError(option=f"--{name} {value:g}", reason=reason)
         if self.distill and self.budget is None and self.gain is None:
-            raise ToleranceError(
-                value="--distill", reason="it trades weight error for the model's behaviour; give --budget or --gain"
+            raise ContractError(
+                option="--distill", reason="it trades weight error for the model's behaviour; give --budget or --gain"
             )
 
     @property
@@ -78,15 +80,15 @@ class CompressOptions:
     retrain: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ToleranceError (steps below 1, no base model), or InvalidNameError (architecture)."""
+        """Raises ContractError (steps below 1, no base model), or InvalidNameError (architecture)."""
         if self.steps is not None and self.steps < 1:
-            raise ToleranceError(value=f"--steps {self.steps}", reason="training takes at least one step")
+            raise ContractError(option=f"--steps {self.steps}", reason="training takes at least one step")
         if self.arch not in ARCHITECTURES:
             expected = "one of " + ", ".join(ARCHITECTURES)
             raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)
         if self.needs_model and self.base_model is None:
             option = "--gain" if self.contract.gain is not None else "--distill"
-            raise ToleranceError(value=option, reason="what a model does is measured on it; give --base-model too")
+            raise ContractError(option=option, reason="what a model does is measured on it; give --base-model too")
 
     @property
     def needs_model(self) -> bool:

@@ -165,8 +165,8 @@ class CheckFailedError(LoraregError):
 # -- the contract -------------------------------------------------------------------------------
 
 
-class ToleranceError(LoraregError):
-    """Tolerance {value!r} is not valid: {reason}."""
+class ContractError(LoraregError):
+    """{option} is not valid: {reason}."""
 
     exit_code = 30
 

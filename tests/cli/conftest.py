@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,3 +119,30 @@ def fingerprint() -> Callable[[Any], str]:
         return type(value).__name__
 
     return lambda value: canonical_json(shape(value))
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A compress pipeline that does nothing, remembers what it was asked, and can be told to fail."""
+    fields = "cohort adapters encoded unchanged generator generator_bytes stored_bytes original_bytes by_tier"
+    summary = make_dataclass(
+        "CohortSummary", [*fields.split(), "worst_relative_error", "mean_gain", "worst_gain", "message"]
+    )
+    seen = SimpleNamespace(error=None, options=None, cohorts=None, gains=(None, None))
+
+    def compress(registry: Any, cohorts: Any, options: Any, reporter: Any) -> list[Any]:
+        seen.options, seen.cohorts = options, list(cohorts)
+        reporter.start("train", 2)
+        reporter.advance(1, loss=0.5)
+        if seen.error:
+            raise seen.error
+        reporter.advance(1, loss=0.25, adapters_per_s=3.0)
+        reporter.finish()
+        reporter.note("[red]not markup")
+        figures = (3, 2, 1, "slots v1", 9000, 20_000, 1_428_672, {"residual": 3}, 0.19, *seen.gains)
+        return [summary("c", *figures, "It pays.")]
+
+    module = ModuleType("lorareg.compress.pipeline")
+    module.compress = compress  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lorareg.compress.pipeline", module)
+    return seen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import shutil
 import sqlite3
 import sys
@@ -18,10 +17,7 @@ import pytest
 
 from lorareg.cli.ingest import task_name
 from lorareg.cli.main import COMMANDS
-from lorareg.cli.options import parse_share
-from lorareg.compress.contract import Contract
 from lorareg.registry import ingest, store
-from lorareg.registry.errors import ToleranceError
 
 Run = Callable[..., Any]
 
@@ -230,104 +226,6 @@ def test_home_option_wins_over_the_environment(
     assert run("--home", home, "list").exit_code == 0
     monkeypatch.setenv("LORAREG_HOME", str(home))
     assert run("list").exit_code == 0
-
-
-@pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A compress pipeline that does nothing, remembers what it was asked, and can be told to fail."""
-    from dataclasses import make_dataclass
-
-    fields = "cohort adapters encoded unchanged generator generator_bytes stored_bytes original_bytes by_tier"
-    summary = make_dataclass(
-        "CohortSummary", [*fields.split(), "worst_relative_error", "mean_gain", "worst_gain", "message"]
-    )
-    seen = SimpleNamespace(error=None, options=None, cohorts=None, gains=(None, None))
-
-    def compress(registry: Any, cohorts: Any, options: Any, reporter: Any) -> list[Any]:
-        seen.options, seen.cohorts = options, list(cohorts)
-        reporter.start("train", 2)
-        reporter.advance(1, loss=0.5)
-        if seen.error:
-            raise seen.error
-        reporter.advance(1, loss=0.25, adapters_per_s=3.0)
-        reporter.finish()
-        reporter.note("[red]not markup")
-        figures = (3, 2, 1, "slots v1", 9000, 20_000, 1_428_672, {"residual": 3}, 0.19, *seen.gains)
-        return [summary("c", *figures, "It pays.")]
-
-    module = ModuleType("lorareg.compress.pipeline")
-    module.compress = compress  # type: ignore[attr-defined]
-    module.CompressOptions = lambda *values: values  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lorareg.compress.pipeline", module)
-    return seen
-
-
-def test_compress_passes_options_and_prints_a_summary(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
-    result = run("compress", "c", "--tolerance", "0.1", "--arch", "none", "--seed", "7", "--home", home)
-    assert pipeline.options == (Contract(tolerance=0.1), "none", None, 7, None, False)
-    assert pipeline.cohorts == ["c"]
-    assert "1.40%" in result.out
-    assert "c: It pays." in result.out
-    assert "train: 2/2  loss 0.25  adapters/s 3" in result.err
-    assert "[red]not markup" in result.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "contract"),
-    [
-        (("--budget", "1%"), Contract(budget=0.01)),
-        (("--budget", "0.02", "--distill"), Contract(budget=0.02, distill=True)),
-        (("--gain", "0.99"), Contract(gain=0.99)),
-        (("--gain", "0.9", "--distill"), Contract(gain=0.9, distill=True)),
-    ],
-)
-def test_compress_takes_other_contracts(
-    run: Run, home: Path, pipeline: SimpleNamespace, arguments: tuple[str, ...], contract: Contract
-) -> None:
-    run("compress", *arguments, "--base-model", home, "--arch", "linear", "--home", home)
-    assert pipeline.options == (contract, "linear", home, 0, None, False)
-
-
-def test_compress_shows_the_gain_where_it_was_measured(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
-    pipeline.gains = (0.9925, 0.981)
-    assert "99.2% (98.1%)" in run("compress", "--home", home).out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--budget", "a lot"), "Tolerance '--budget a lot' is not valid: a share is written as 1% or 0.01"),
-        (("--budget", "120%"), "Tolerance 1.2 is not valid: a budget is a share"),
-        (("--budget", "nan"), "Tolerance nan is not valid"),
-        (("--tolerance", "1"), "Tolerance 1.0 is not valid: a relative error"),
-        (("--gain", "1"), "Tolerance 1.0 is not valid: gain retained lies between 0 and 1"),
-        (("--distill",), "Tolerance '--distill' is not valid"),
-        (("--tolerance", "0.1", "--budget", "1%"), "Tolerance '--tolerance, --budget' is not valid"),
-    ],
-)
-def test_compress_refuses_contracts_that_make_no_sense(
-    run: Run, home: Path, pipeline: SimpleNamespace, arguments: tuple[str, ...], words: str
-) -> None:
-    result = run("compress", *arguments, "--home", home)
-    assert (result.exit_code, words in result.err) == (30, True), result.err
-    assert pipeline.options is None
-
-
-@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), (" 0.5 % ", 0.005), ("0.01", 0.01), ("1e-3", 0.001)])
-def test_shares_are_percents_or_fractions(text: str, share: float) -> None:
-    assert parse_share("--budget", text) == pytest.approx(share)
-
-
-@pytest.mark.parametrize("text", ["", "%", "1%%", "1 of 100", "1,5%"])
-def test_what_is_no_share_is_named(text: str) -> None:
-    with pytest.raises(ToleranceError, match=re.escape(f"--budget {text}")):
-        parse_share("--budget", text)
-
-
-def test_compress_in_json_is_silent_beside(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
-    result = run("compress", "--home", home, "--json")
-    assert result.data["cohorts"][0]["by_tier"] == {"residual": 3}
-    assert result.err == ""
 
 
 def test_ctrl_c_says_how_to_go_on(run: Run, home: Path, pipeline: SimpleNamespace) -> None:

@@ -19,11 +19,11 @@ from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.progress import Silent
 from lorareg.registry.errors import (
     BaseModelError,
+    ContractError,
     IntegrityError,
     InvalidAdapterError,
     InvalidNameError,
     NothingToDoError,
-    ToleranceError,
     UnknownCohortError,
 )
 from lorareg.registry.peft_format import read_folder
@@ -140,12 +140,12 @@ def test_an_unknown_cohort_is_refused(registry: Registry) -> None:
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan"), float("inf")])
 def test_a_tolerance_outside_its_range_is_refused(tolerance: float) -> None:
-    with pytest.raises(ToleranceError, match=f"Tolerance {tolerance!r} is not valid"):
+    with pytest.raises(ContractError, match=f"--tolerance {tolerance:g} is not valid"):
         CompressOptions(Contract(tolerance=tolerance))
 
 
 def test_steps_and_architectures_are_checked() -> None:
-    with pytest.raises(ToleranceError, match="--steps 0"):
+    with pytest.raises(ContractError, match="--steps 0"):
         CompressOptions(steps=0)
     with pytest.raises(
         InvalidNameError, match=r"Architecture 'gan' is not valid.* auto, slots, conv1d, mean, linear, none"

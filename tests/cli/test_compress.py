@@ -1,0 +1,85 @@
+"""`lorareg compress`: what it passes on, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorareg.cli.options import parse_share
+from lorareg.compress.contract import CompressOptions, Contract
+from lorareg.registry.errors import ContractError
+
+Run = Callable[..., Any]
+
+
+def test_compress_passes_options_and_prints_a_summary(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
+    result = run("compress", "c", "--tolerance", "0.1", "--arch", "none", "--seed", "7", "--home", home)
+    assert pipeline.options == CompressOptions(Contract(tolerance=0.1), "none", seed=7)
+    assert pipeline.cohorts == ["c"]
+    assert "1.40%" in result.out
+    assert "c: It pays." in result.out
+    assert "train: 2/2  loss 0.25  adapters/s 3" in result.err
+    assert "[red]not markup" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "contract"),
+    [
+        (("--budget", "1%"), Contract(budget=0.01)),
+        (("--budget", "0.02", "--distill"), Contract(budget=0.02, distill=True)),
+        (("--gain", "0.99"), Contract(gain=0.99)),
+        (("--gain", "0.9", "--distill"), Contract(gain=0.9, distill=True)),
+    ],
+)
+def test_compress_takes_other_contracts(
+    run: Run, home: Path, pipeline: SimpleNamespace, arguments: tuple[str, ...], contract: Contract
+) -> None:
+    run("compress", *arguments, "--base-model", home, "--arch", "linear", "--home", home)
+    assert pipeline.options == CompressOptions(contract, "linear", home)
+
+
+def test_compress_shows_the_gain_where_it_was_measured(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
+    pipeline.gains = (0.9925, 0.981)
+    assert "99.2% (98.1%)" in run("compress", "--home", home).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--budget", "a lot"), "--budget a lot is not valid: a share is written as 1% or 0.01"),
+        (("--budget", "120%"), "--budget 1.2 is not valid: a budget is a share"),
+        (("--budget", "nan"), "--budget nan is not valid"),
+        (("--tolerance", "1"), "--tolerance 1 is not valid: a relative error"),
+        (("--gain", "1"), "--gain 1 is not valid: gain retained lies between 0 and 1"),
+        (("--distill",), "--distill is not valid"),
+        (("--tolerance", "0.1", "--budget", "1%"), "--tolerance and --budget is not valid"),
+    ],
+)
+def test_compress_refuses_contracts_that_make_no_sense(
+    run: Run, home: Path, pipeline: SimpleNamespace, arguments: tuple[str, ...], words: str
+) -> None:
+    result = run("compress", *arguments, "--home", home)
+    assert (result.exit_code, words in result.err) == (30, True), result.err
+    assert pipeline.options is None
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), (" 0.5 % ", 0.005), ("0.01", 0.01), ("1e-3", 0.001)])
+def test_shares_are_percents_or_fractions(text: str, share: float) -> None:
+    assert parse_share("--budget", text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "%", "1%%", "1 of 100", "1,5%"])
+def test_what_is_no_share_is_named(text: str) -> None:
+    with pytest.raises(ContractError, match=re.escape(f"--budget {text}")):
+        parse_share("--budget", text)
+
+
+def test_compress_in_json_is_silent_beside(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
+    result = run("compress", "--home", home, "--json")
+    assert result.data["cohorts"][0]["by_tier"] == {"residual": 3}
+    assert result.err == ""
