@@ -22,7 +22,8 @@ from lorareg.registry.report import ALONE_BYTES
 from lorareg.registry.types import canonical_json, sha256_hex
 
 NONE = "none"
-TYPICAL_TRIALS = 15  # the searches for the tables' number and precision take between 8 and 25
+TYPICAL_TRIALS, BUDGET_TRIALS = 15, 40
+"""Of the search for the tables' number and precision, once, and with the search for a budget's tolerance."""
 
 NETWORK_WORTH_TRYING = 100
 """Fewest adapters for which `auto` trains a network: with 34, its file cost five times what it saved."""
@@ -58,7 +59,8 @@ class GeneratorChoice:
 
     def best(self) -> Plan:
         """The cheapest way to store the group, or the one that was asked for."""
-        self.reporter.start("measuring what a generator would save", TYPICAL_TRIALS)
+        trials = TYPICAL_TRIALS if self.options.contract.budget is None else BUDGET_TRIALS
+        self.reporter.start("measuring what a generator would save", trials)
         planner = Planner(self.members, self.reporter)
         for _ in range(ROUGH_ROUNDS):
             if self._close_to_budget(planner.rough().estimated_bytes):

@@ -48,7 +48,8 @@ from lorareg.registry.types import (
 from lorareg.registry.types import Generator as GeneratorRecord
 
 FIT_STEPS = 120
-OVER_BUDGET = 1.1
+CLOSE_TO_BUDGET = 0.9
+"""Codes that take less than this share of a budget, or exceed it by as much, are worth a message."""
 ALONE = Plan(loaded=None, file=b"", latents=[], estimated_bytes=0.0, step=None)
 
 
@@ -287,12 +288,22 @@ class _CohortRun:
             share = 100 * len(kept.encoded.code) / len(task.original.data)
             self.reporter.advance(1, percent=share, error=kept.encoded.fidelity.relative_error)
         self.reporter.finish()
-        if budget is not None and spent > OVER_BUDGET * max(budget, 0.0):
+        if budget is not None:
+            self._judge_budget(spent, max(budget, 0.0), generator_bytes)
+        return users
+
+    def _judge_budget(self, spent: int, budget: float, generator_bytes: float) -> None:
+        """Say where a budget could not be met, or not be used up."""
+        if spent > budget / CLOSE_TO_BUDGET:
             self.messages.append(
                 f"the budget is out of reach: codes take {spent} bytes and the generator {generator_bytes:.0f}, "
-                f"and it leaves {max(budget, 0.0):.0f} for codes; give more, or --arch none or mean"
+                f"and it leaves {budget:.0f} for codes; give more, or --arch none or mean"
             )
-        return users
+        elif spent < CLOSE_TO_BUDGET * budget:
+            self.messages.append(
+                f"the budget is not used up: codes take {spent} of {budget:.0f} bytes, and more would not bring the "
+                "error below 0.1%; --tolerance 0 keeps adapters as they are"
+            )
 
     def _record(self, adapter: Adapter, kept: Kept, record: GeneratorRecord | None) -> None:
         """Store the code, decode it from the store, and only then make it the adapter's encoding."""

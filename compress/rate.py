@@ -16,10 +16,13 @@ from lorareg.compress.encode import Draft, Encoded, Original, encode
 USUAL_TOLERANCE = 0.4
 """Where searches start: about 1% of the bytes of a float32 adapter."""
 
-TOLERANCES = (0.005, 0.85)
+TOLERANCES = (0.001, 0.85)
+"""What is searched: below it the file itself is nearly as small, beyond it nothing of the adapter is left."""
+
 CLOSE_ENOUGH = 0.01
 MOST_SAMPLES = 24
 _SIZE_SLOPE = -1.7  # of log bytes over log tolerance, until two trials tell better
+_BUDGET_TRIALS = 6
 _GAIN_SLOPE = 2.0  # of log lost gain over log tolerance: what is lost is quadratic in small errors
 _GAIN_TRIALS = 4
 _GAIN_AIM = 0.8  # of the loss allowed: where the next trial is put
@@ -62,11 +65,11 @@ def plan_budget(
     share = (TUNING_SHARE if tuned else 1.0) * len(originals) / len(chosen)
     tolerance, slope, last = _within(start), _SIZE_SLOPE, None
     sizes: list[int] = []
-    for _ in range(4):
+    for _ in range(_BUDGET_TRIALS):
         sizes = [len(encode(originals[i], drafts[i], tolerance).code) for i in chosen]
         total = share * sum(sizes)
         if last is not None and last[1] != total and last[0] != tolerance:
-            slope = min(max(math.log(total / last[1]) / math.log(tolerance / last[0]), -4.0), -0.4)
+            slope = min(max(math.log(total / last[1]) / math.log(tolerance / last[0]), -4.0), -0.1)
         moved = _within(tolerance * (total_bytes / total) ** (1 / slope))
         if abs(total / total_bytes - 1) < CLOSE_ENOUGH or moved == tolerance:
             break

@@ -59,6 +59,19 @@ def test_a_budget_is_met_on_the_samples(budget: float, registry: Registry, run: 
     assert (summary.mean_gain, summary.worst_gain) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [(0.9, "the budget is not used up: codes take "), (0.001, "the budget is out of reach: codes take ")],
+)
+def test_a_budget_that_cannot_be_met_is_told_apart(
+    budget: float, words: str, registry: Registry, run: Run, add_group: AddGroup
+) -> None:
+    add_group(registry, *SIX[:3], width=96)
+    summary = run(registry, budget=budget, arch="none")
+    assert words in summary.message
+    assert summary.encoded == 3
+
+
 def test_a_budget_is_settled_until_another_is_asked_for(
     registry: Registry, run: Run, encodings: ByRef, add_group: AddGroup
 ) -> None:
