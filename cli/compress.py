@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorareg.cli.options import AsJson, Home, Quiet, parse_share
+from lorareg.cli.options import AsJson, Home, Quiet, parse_levels, parse_share
 from lorareg.cli.output import (
     MISSING,
     Output,
@@ -73,6 +73,11 @@ def _show(output: Output, summaries: list[CohortSummary]) -> None:
         flexible=frozenset({"cohort", "tiers"}),
     )
     messages = [f"{summary.cohort}: {summary.message}" for summary in summaries if summary.message]
+    messages += [
+        f"{summary.cohort}: the model's predictions diverge by {summary.worst_kl:.4f} nats a token at most, on average"
+        for summary in summaries
+        if summary.worst_kl is not None
+    ]
     output.show({"cohorts": [asdict(summary) for summary in summaries]}, table, *messages)
 
 
@@ -81,12 +86,15 @@ def compress(
         list[str] | None, typer.Argument(metavar="COHORT", show_default=False, help="Default: all of them.")
     ] = None,
     tolerance: Annotated[
-        float | None,
+        list[str] | None,
         typer.Option(
             "--tolerance",
+            metavar="LEVEL",
             show_default=False,
-            help="Largest relative error of the weight update (delta W) of any adapter. Default: 0.2 for adapters that "
-            "have no code yet; the others keep theirs.",
+            help="What each adapter is held to: weight=0.2 (or 0.2), the largest relative error of the weight update "
+            "(delta W); kl=0.01, nats a token from what the model says with the original; gain=0.99 (see --gain). "
+            "Several, separated by commas, must all hold. Default: 0.2 for adapters that have no code yet; the others "
+            "keep theirs. kl and gain need --base-model.",
         ),
     ] = None,
     budget: Annotated[
@@ -111,7 +119,7 @@ def compress(
         bool,
         typer.Option(
             "--distill",
-            help="With --budget or --gain: tune each code until the base model says what it said with the original. "
+            help="With --budget, --gain or kl: tune each code until the model says what it said with the original. "
             "About a minute an adapter on two cores. Needs --base-model.",
         ),
     ] = False,
@@ -157,7 +165,8 @@ def compress(
 
     output = Output(as_json, quiet)
     share = None if budget is None else parse_share("--budget", budget)
-    contract = Contract(tolerance, share, gain, distill)
+    levels = parse_levels(tolerance or [], gain)
+    contract = Contract(levels.get("weight"), share, levels.get("gain"), levels.get("kl"), distill)
     options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain)
     try:
         with Registry.open(home, create=False) as registry, progress(output) as reporter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,9 @@ Home = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is essential: no tables, no progress.")]
+LEVELS = ("weight", "kl", "gain")
+"""What closeness is measured at, from cheap to dear."""
+
 Task = Annotated[str, typer.Argument(metavar="TASK", help="A name, or one of its versions: TASK@3, TASK@label.")]
 
 
@@ -34,3 +38,27 @@ def parse_share(option: str, text: str) -> float:
         return float(number) / (100 if text.strip().endswith("%") else 1)
     except ValueError as error:
         raise ContractError(option=f"{option} {text}", reason="a share is written as 1% or 0.01") from error
+
+
+def parse_levels(texts: Sequence[str], gain: float | None) -> dict[str, float]:
+    """Levels of `--tolerance`, such as "0.2" or "weight=0.2,kl=0.01", and the one of `--gain`.
+
+    Raises:
+        ContractError: a level is unknown, given twice, or no number.
+    """
+    from lorareg.registry.errors import ContractError
+
+    levels = {} if gain is None else {"gain": gain}
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        name, equals, number = part.rpartition("=")
+        name = name.strip() if equals else "weight"
+        option = f"--tolerance {part}"
+        if name not in LEVELS:
+            raise ContractError(option=option, reason=f"the levels are {', '.join(LEVELS)}, such as kl=0.01")
+        if name in levels:
+            raise ContractError(option=option, reason=f"{name} is given twice")
+        try:
+            levels[name] = float(number)
+        except ValueError as error:
+            raise ContractError(option=option, reason="a level is a number, such as weight=0.2") from error
+    return levels

@@ -23,7 +23,7 @@ from lorareg.registry.types import Layout
 Tokens = NDArray[np.int64]  # (rows, length)
 
 PEFT_PREFIX = "base_model.model."
-EVALUATION_BATCH = 8
+EVALUATION_BATCH, DIVERGENCE_BATCH = 8, 4
 
 Weights = Mapping[str, tuple[Any, Any, float]]
 """Module name in the model -> torch tensors a (r, d_in), b (d_out, r), and the scale."""
@@ -72,6 +72,20 @@ class BaseModel:
                 logits = self.logits(batch)[:, :-1].flatten(0, 1)
                 total += float(torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
         return total / (rows.shape[0] * (rows.shape[1] - 1))
+
+    def divergence(self, tokens: Tokens, original: Weights, restored: Weights) -> float:
+        """Mean KL divergence in nats a token, from what the model says with `original` to what with `restored`."""
+        import torch
+
+        rows, total = torch.as_tensor(tokens), 0.0
+        with torch.no_grad():
+            for batch in rows.split(DIVERGENCE_BATCH):  # type: ignore[no-untyped-call]
+                logs = []
+                for weights in (original, restored):
+                    with self.adapted(weights):
+                        logs.append(self.logits(batch).log_softmax(-1))
+                total += float(torch.nn.functional.kl_div(logs[1], logs[0], reduction="sum", log_target=True))
+        return total / tokens.size
 
     def logits(self, tokens: Any) -> Any:
         """Logits (rows, length, vocabulary) of a torch tensor of tokens, with the adapter that is on."""

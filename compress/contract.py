@@ -1,11 +1,13 @@
 """What `compress` is asked for, and what adapters are held to.
 
-One of three: a relative error of ΔW for each adapter (`tolerance`), bytes for all of them together
-(`budget`), or gain retained by each (`gain`). Only the first needs no model to check.
+Either bytes for all of them together (`budget`), or closeness of each at any of three levels, from
+cheap to dear to measure: the relative error of ΔW (`tolerance`), the divergence of what the model
+says (`kl`), and what is left of what the adapter learned (`gain`). The last two need the base model.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,41 +21,41 @@ DEFAULT_TOLERANCE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """At most one of the three is given; without any, adapters keep what they have and new ones get the default."""
+    """Without any of them, adapters keep the contract they have and new ones get the default tolerance."""
 
     tolerance: float | None = None  # relative error of ΔW, 0 for lossless
     budget: float | None = None  # bytes of codes and generator, as a share of the original files'
     gain: float | None = None  # gain retained, 1 for all of it
+    kl: float | None = None  # mean KL divergence from the original's predictions, nats a token
     distill: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ContractError where a value is out of range or two are given."""
-        if sum(value is not None for value in (self.tolerance, self.budget, self.gain)) > 1:
-            given = " and ".join(
-                f"--{name}" for name in ("tolerance", "budget", "gain") if getattr(self, name) is not None
-            )
-            raise ContractError(option=given, reason="an adapter is held to one of them; give one")
-        ranges = {
-            "tolerance": "a relative error is at least 0 (lossless) and below 1",
-            "budget": "a budget is a share of the original bytes, such as 1% or 0.01",
-            "gain": "gain retained lies between 0 and 1, such as 0.99",
-        }
-        for name, reason in ranges.items():
+        """Raises ContractError where a value is out of range or two do not go together."""
+        for name, (low, high, reason) in _RANGES.items():
             value = getattr(self, name)
             lossless = name == "tolerance" and value == 0
-            if value is not None and not (0 < value < 1 or lossless):
-                raise ContractError(option=f"--{name} {value:g}", reason=reason)
-        if self.distill and self.budget is None and self.gain is None:
+            if value is not None and not (low < value < high or lossless):
+                raise ContractError(option=f"{_OPTIONS[name]}{value:g}", reason=reason)
+        given = [_OPTIONS[name].rstrip(" =") for name in _RANGES if getattr(self, name) is not None]
+        if self.budget is not None and len(given) > 1:
+            raise ContractError(option=" with ".join(given), reason="bytes and closeness cannot both be fixed")
+        if self.distill and (self.tolerance is not None or not given):
             raise ContractError(
-                option="--distill", reason="it trades weight error for the model's behaviour; give --budget or --gain"
+                option="--distill",
+                reason="it trades weight error for the model's behaviour; give --budget, --gain or --tolerance kl=",
             )
 
     @property
+    def behaves(self) -> bool:
+        """Whether it is about what the model does, which takes a search of its own for each adapter."""
+        return self.tolerance != 0 and (self.gain is not None or self.kl is not None)
+
+    @property
     def planned_error(self) -> float:
-        """The relative error at which a generator is planned."""
-        if self.budget is not None or self.gain is not None:
-            return USUAL_TOLERANCE
-        return DEFAULT_TOLERANCE if self.tolerance is None else self.tolerance
+        """The relative error at which a generator is planned, and the search for a contract begins."""
+        if self.tolerance is not None:
+            return self.tolerance
+        return DEFAULT_TOLERANCE if not self.asked else USUAL_TOLERANCE
 
     @property
     def asked(self) -> dict[str, float]:
@@ -63,14 +65,25 @@ class Contract:
             "relative_error": self.tolerance,
             "budget": self.budget,
             "gain": self.gain,
+            "kl": self.kl,
             "distilled": distilled,
         }
         return {name: value for name, value in named.items() if value is not None}
 
 
+_OPTIONS = {"tolerance": "--tolerance ", "budget": "--budget ", "gain": "--gain ", "kl": "--tolerance kl="}
+
+_RANGES = {
+    "tolerance": (0, 1, "a relative error is at least 0 (lossless) and below 1"),
+    "budget": (0, 1, "a budget is a share of the original bytes, such as 1% or 0.01"),
+    "gain": (0, 1, "gain retained lies between 0 and 1, such as 0.99"),
+    "kl": (0, math.inf, "a divergence is above 0 nats a token, such as 0.01"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class CompressOptions:
-    """What `compress` was asked for. `base_model` is needed for a contract about gain, and for distilling."""
+    """What `compress` was asked for. `base_model` is needed for a contract about behaviour, and for distilling."""
 
     contract: Contract = field(default_factory=Contract)
     arch: str = "auto"
@@ -87,10 +100,11 @@ class CompressOptions:
             expected = "one of " + ", ".join(ARCHITECTURES)
             raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)
         if self.needs_model and self.base_model is None:
-            option = "--gain" if self.contract.gain is not None else "--distill"
+            behaviour = "--gain" if self.contract.gain is not None else "--tolerance kl"
+            option = behaviour if self.contract.behaves else "--distill"
             raise ContractError(option=option, reason="what a model does is measured on it; give --base-model too")
 
     @property
     def needs_model(self) -> bool:
         """Whether the contract is about what the base model does."""
-        return self.contract.gain is not None or self.contract.distill
+        return self.contract.behaves or self.contract.distill

@@ -1,22 +1,24 @@
 """The gate: encoding adapters one after another so that each holds the contract.
 
-A budget and a gain only choose the relative error that an adapter is then encoded and recorded with.
+Whatever the contract is about, it only chooses the relative error that an adapter is encoded at: the
+coarsest at which the decoded code passes every level that was asked for. What none passes stays lossless.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lorareg.compress.contract import Contract
 from lorareg.compress.encode import Draft, Encoded, Original, Tuner, encode
-from lorareg.compress.rate import encode_to_gain, plan_budget
-from lorareg.compress.weights import read_weights
+from lorareg.compress.rate import TOLERANCES, encode_to_hold, plan_budget
+from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.types import Adapter
 
 if TYPE_CHECKING:
-    from lorareg.compress.judge import Judge
+    from lorareg.compress.judge import Case, Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Encoder:
 
     contract: Contract
     relative_error: float  # asked of each adapter, where the contract is about that
-    judge: Judge | None = None  # where the contract is about gain, or distilling was asked for
+    judge: Judge | None = None  # where the contract is about behaviour, or distilling was asked for
     step: float | None = None
 
     def encode_all(self, candidates: Sequence[Candidate], budget_bytes: float | None) -> Iterator[Kept]:
@@ -52,11 +54,11 @@ class Encoder:
             yield from self._within_budget(candidates, budget_bytes)
             return
         for candidate in candidates:
-            if self.contract.gain is not None:
-                yield self._with_gain(candidate, self.contract.gain)
+            if self.contract.behaves:
+                yield self._behaving(candidate)
             else:
                 encoded = self._encode(candidate, self.relative_error, None)
-                yield Kept(encoded, {"relative_error": self.relative_error})
+                yield Kept(encoded, {**self.contract.asked, "relative_error": self.relative_error})
 
     def _within_budget(self, candidates: Sequence[Candidate], budget_bytes: float) -> Iterator[Kept]:
         budget = plan_budget(
@@ -72,25 +74,37 @@ class Encoder:
             budget.spend(len(encoded.code), tolerance)
             yield Kept(encoded, self._recorded(encoded))
 
-    def _with_gain(self, candidate: Candidate, wanted: float) -> Kept:
+    def _behaving(self, candidate: Candidate) -> Kept:
+        """The coarsest code found that holds every level of the contract, or the file itself."""
         assert self.judge is not None
-        judge, original = self.judge, candidate.original
-        case = judge.case(candidate.adapter, original)
-        if not case.loss_original < case.loss_base:
-            return _lossless(
-                original, wanted, f"the adapter gains nothing on its {case.text}, so no gain can be retained"
-            )
+        contract, original = self.contract, candidate.original
+        levels: list[Level] = []
+        if contract.kl is not None:
+            levels.append(_divergence_level(self.judge, candidate, contract.kl))
+        if contract.gain is not None:
+            case = self.judge.case(candidate.adapter, original)
+            if not case.loss_original < case.loss_base:
+                return self._lossless(
+                    original, f"the adapter gains nothing on its {case.text}, so no gain can be retained"
+                )
+            levels.append(_gain_level(self.judge, case, contract.gain))
         tuner, measured = self._tuner(candidate), dict[int, dict[str, Any]]()
 
-        def measure(encoded: Encoded) -> float:
-            found = measured[id(encoded)] = judge.gain(case, read_weights(encoded.output, original.layout))
-            return float(found["gain_retained"])
+        def strain(encoded: Encoded) -> float:
+            restored = read_weights(encoded.output, original.layout)
+            found = measured[id(encoded)] = {}
+            used = 0.0
+            for level in levels:
+                if used <= 1:  # what fails one level need not be measured at a dearer one
+                    one, figures = level(restored)
+                    used = one if math.isnan(one) else max(used, one)
+                    found.update(figures)
+            return used
 
-        best = encode_to_gain(
-            lambda tolerance: self._encode(candidate, tolerance, tuner), measure, wanted, self.relative_error
-        )
+        coarsest = TOLERANCES[1] if contract.tolerance is None else contract.tolerance
+        best = encode_to_hold(lambda t: self._encode(candidate, t, tuner), strain, self.relative_error, coarsest)
         if best is None:
-            return _lossless(original, wanted, f"no residual that was tried keeps {wanted:g} of the gain")
+            return self._lossless(original, "no residual that was tried holds the contract")
         encoded, self.relative_error = best
         return Kept(encoded, self._recorded(encoded), measured[id(encoded)])
 
@@ -111,10 +125,30 @@ class Encoder:
         return self.judge.distiller(candidate.adapter, candidate.original)
 
     def _recorded(self, encoded: Encoded) -> dict[str, float]:
-        """The tolerance that an encoding made for a budget or a gain is recorded with: what it came to."""
-        return {**self.contract.asked, "relative_error": encoded.fidelity.relative_error}
+        """The tolerance to record: where no error was asked for, what it came to."""
+        return {"relative_error": encoded.fidelity.relative_error, **self.contract.asked}
+
+    def _lossless(self, original: Original, reason: str) -> Kept:
+        """An adapter whose behaviour nothing but its own bytes keeps."""
+        encoded = replace(encode(original, None, 0.0), reason=reason)
+        return Kept(encoded, self._recorded(encoded))
 
 
-def _lossless(original: Original, wanted: float, reason: str) -> Kept:
-    """An adapter whose gain nothing but its own bytes keeps."""
-    return Kept(replace(encode(original, None, 0.0), reason=reason), {"relative_error": 0.0, "gain": wanted})
+Level = Callable[[Sequence[Factors]], tuple[float, dict[str, Any]]]
+"""Of restored factors: what they lose of what they may lose (up to 1 holds), and the figures to record."""
+
+
+def _divergence_level(judge: Judge, candidate: Candidate, allowed: float) -> Level:
+    def measure(restored: Sequence[Factors]) -> tuple[float, dict[str, Any]]:
+        found = judge.divergence(candidate.adapter, candidate.original, restored)
+        return float(found["kl_divergence"]) / allowed, dict(found)
+
+    return measure
+
+
+def _gain_level(judge: Judge, case: Case, wanted: float) -> Level:
+    def measure(restored: Sequence[Factors]) -> tuple[float, dict[str, Any]]:
+        found = judge.gain(case, restored)
+        return (1 - float(found["gain_retained"])) / (1 - wanted), dict(found)
+
+    return measure

@@ -1,7 +1,8 @@
-"""Judging adapters by what they do: gain retained on a task's own text.
+"""Judging adapters by what they do: gain retained, and divergence of what the model says.
 
-The text is, in this order: the adapter's evaluation tokens, its samples, or what the adapted model
-writes itself. Distilling takes the last two alone: it never sees the tokens an adapter is judged on.
+Gain is measured on a task's own text: the adapter's evaluation tokens, else its samples, else what the
+adapted model writes itself. Distilling takes the last two alone: it never sees the tokens an adapter is
+judged on. Divergence is measured on its samples, else on text of many kinds that lorareg brings along.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from lorareg.compress.base_model import BaseModel, Tokens, Weights, gain_retained
 from lorareg.compress.encode import Original
+from lorareg.compress.probe import PROBE_TEXTS
 from lorareg.compress.weights import Factors
 from lorareg.registry.errors import InvalidAdapterError
 from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter
@@ -80,6 +82,19 @@ class Judge:
             "measured_on": case.text,
         }
 
+    def divergence(self, adapter: Adapter, original: Original, restored: Sequence[Factors]) -> dict[str, float | str]:
+        """KL divergence, in nats a token, from the original's next-token distribution to a restored one's.
+
+        Raises:
+            LayoutMismatchError: the adapter does not fit the base model.
+        """
+        tokens, text = self._samples(adapter), "samples"
+        if tokens is None:
+            tokens, text = self._rows("\n".join(PROBE_TEXTS), MOST_ROWS), "built-in text"
+        assert tokens is not None, "the built-in text has more than a row of tokens"
+        first, second = (self.model.weights_of(original.layout, factors) for factors in (original.factors, restored))
+        return {"kl_divergence": self.model.divergence(tokens, first, second), "kl_measured_on": text}
+
     def distiller(self, adapter: Adapter, original: Original) -> Distiller:
         """What tunes an adapter's cores, on its samples or on text it writes itself."""
         from lorareg.compress.distill import DistillConfig, Distiller
@@ -90,15 +105,25 @@ class Judge:
 
     def training_text(self, adapter: Adapter, weights: Weights) -> tuple[Tokens, str]:
         """Tokens (rows, length) of the adapter's samples, else of what it writes, and which of the two."""
-        if self._has(adapter, SAMPLES_FILE):
-            texts = json.loads(self.files.read_file(adapter, SAMPLES_FILE))
-            ids = self.model.tokens("\n".join(str(text) for text in texts))
-            rows = min(len(ids) // ROW_LENGTH, MOST_ROWS)
-            if rows:
-                return np.array(ids[: rows * ROW_LENGTH], np.int64).reshape(rows, ROW_LENGTH), "samples"
+        samples = self._samples(adapter)
+        if samples is not None:
+            return samples, "samples"
         from lorareg.compress.distill import self_written
 
         return self_written(self.model, weights, WRITTEN_ROWS, ROW_LENGTH, self.seed), "self-written text"
+
+    def _samples(self, adapter: Adapter) -> Tokens | None:
+        """The adapter's samples, (rows, length); None where there are none, or less than a row of them."""
+        if not self._has(adapter, SAMPLES_FILE):
+            return None
+        texts = json.loads(self.files.read_file(adapter, SAMPLES_FILE))
+        return self._rows("\n".join(str(text) for text in texts), MOST_ROWS)
+
+    def _rows(self, text: str, most: int) -> Tokens | None:
+        """A text as whole rows of tokens, (rows, length)."""
+        ids = self.model.tokens(text)
+        rows = min(len(ids) // ROW_LENGTH, most)
+        return np.array(ids[: rows * ROW_LENGTH], np.int64).reshape(rows, ROW_LENGTH) if rows else None
 
     def _evaluation(self, adapter: Adapter) -> Tokens | None:
         """The adapter's held-out tokens (rows, length), if it has any.

@@ -69,6 +69,7 @@ class CohortSummary:
     worst_relative_error: float
     mean_gain: float | None  # retained, over the adapters it was measured for
     worst_gain: float | None
+    worst_kl: float | None  # nats a token, likewise
     message: str
 
 
@@ -345,6 +346,7 @@ class _CohortRun:
             worst_relative_error=max((float(f["relative_error"]) for f in fidelities), default=0.0),
             mean_gain=sum(gains) / len(gains) if gains else None,
             worst_gain=min(gains, default=None),
+            worst_kl=max((float(f["kl_divergence"]) for f in fidelities if "kl_divergence" in f), default=None),
             message="; ".join(self.messages),
         )
 

@@ -1,8 +1,8 @@
 """Rate control: finding the tolerance that meets a promise about bytes, or about what the model does.
 
-Everything is held to a relative error of ΔW in the end; a budget or a gain only chooses which. The
-bytes of a code fall roughly as a power of its error, and so does the gain that is lost, so both
-searches run in logarithms and take few trials.
+Everything is encoded to a relative error of ΔW in the end; a budget or a behaviour only chooses which.
+The bytes of a code fall roughly as a power of its error, and so does what is lost of the behaviour, so
+both searches run in logarithms and take few trials.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ CLOSE_ENOUGH = 0.01
 MOST_SAMPLES = 24
 _SIZE_SLOPE = -1.7  # of log bytes over log tolerance, until two trials tell better
 _BUDGET_TRIALS = 6
-_GAIN_SLOPE = 2.0  # of log lost gain over log tolerance: what is lost is quadratic in small errors
-_GAIN_TRIALS = 4
-_GAIN_AIM = 0.8  # of the loss allowed: where the next trial is put
+_LOSS_SLOPE = 2.0  # of log lost gain, or of log KL, over log tolerance: both are quadratic in small errors
+_HOLD_TRIALS = 5
+_HOLD_MOVES = (0.25, 1.35)  # of the tolerance, from one trial to the next
+_HOLD_AIM, _HOLD_ENOUGH = 0.8, 0.6  # of the loss allowed: where the next trial is put, and where the search ends
 TUNING_SHARE = 1.08
 """What tuned cores make of a code's size, until the first is known."""
 
@@ -85,38 +86,39 @@ def tolerance_for(tolerance: float, found_bytes: float, wanted_bytes: float) -> 
     return _within(tolerance * (wanted_bytes / max(found_bytes, 1.0)) ** (1 / _SIZE_SLOPE))
 
 
-Measure = Callable[[Encoded], float]
+Strain = Callable[[Encoded], float]
 Try = Callable[[float], Encoded]
 
 
-def encode_to_gain(attempt: Try, measure: Measure, wanted: float, start: float) -> tuple[Encoded, float] | None:
-    """The coarsest encoding found that keeps `wanted` of the gain, and the tolerance it was made at.
+def encode_to_hold(
+    attempt: Try, strain: Strain, start: float, coarsest: float = TOLERANCES[1]
+) -> tuple[Encoded, float] | None:
+    """The coarsest encoding found that holds a contract about behaviour, and the tolerance it was made at.
 
     Args:
         attempt: encodes at a tolerance.
-        measure: gain retained by an encoding.
-        wanted: gain to retain, below 1 or at it.
+        strain: what an encoding loses of what it may lose: up to 1 it holds. NaN does not hold.
         start: the first tolerance to try.
+        coarsest: the last one.
 
     Returns:
-        None when no trial passes.
+        None when no trial holds.
     """
-    tolerance, best = _within(start), None
+    tolerance, best = min(_within(start), coarsest), None
     finest_failure = math.inf  # in tolerance: nothing coarser than this is tried again
-    for _ in range(_GAIN_TRIALS):
+    for _ in range(_HOLD_TRIALS):
         encoded = attempt(tolerance)
-        gain = measure(encoded)
-        lost = math.inf if math.isnan(gain) else 1 - gain
-        allowed = 1 - wanted
-        if lost <= allowed:
+        used = strain(encoded)
+        used = math.inf if math.isnan(used) else used
+        if used <= 1:
             if best is None or len(encoded.code) < len(best[0].code):
                 best = (encoded, tolerance)
-            if lost > 0.6 * allowed:
+            if used > _HOLD_ENOUGH:
                 break
         else:
             finest_failure = min(finest_failure, tolerance)
-        factor = (_GAIN_AIM * max(allowed, 1e-4) / max(lost, 1e-4)) ** (1 / _GAIN_SLOPE)
-        moved = _within(tolerance * min(max(factor, 0.55), 1.35))
+        factor = (_HOLD_AIM / max(used, 1e-3)) ** (1 / _LOSS_SLOPE)
+        moved = min(_within(tolerance * min(max(factor, _HOLD_MOVES[0]), _HOLD_MOVES[1])), coarsest)
         if moved >= finest_failure or (best is not None and moved <= best[1]):
             break
         tolerance = moved

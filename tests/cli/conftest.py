@@ -126,9 +126,9 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A compress pipeline that does nothing, remembers what it was asked, and can be told to fail."""
     fields = "cohort adapters encoded unchanged generator generator_bytes stored_bytes original_bytes by_tier"
     summary = make_dataclass(
-        "CohortSummary", [*fields.split(), "worst_relative_error", "mean_gain", "worst_gain", "message"]
+        "CohortSummary", [*fields.split(), "worst_relative_error", "mean_gain", "worst_gain", "worst_kl", "message"]
     )
-    seen = SimpleNamespace(error=None, options=None, cohorts=None, gains=(None, None))
+    seen = SimpleNamespace(error=None, options=None, cohorts=None, gains=(None, None, None))
 
     def compress(registry: Any, cohorts: Any, options: Any, reporter: Any) -> list[Any]:
         seen.options, seen.cohorts = options, list(cohorts)

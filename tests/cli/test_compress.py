@@ -34,6 +34,9 @@ def test_compress_passes_options_and_prints_a_summary(run: Run, home: Path, pipe
         (("--budget", "0.02", "--distill"), Contract(budget=0.02, distill=True)),
         (("--gain", "0.99"), Contract(gain=0.99)),
         (("--gain", "0.9", "--distill"), Contract(gain=0.9, distill=True)),
+        (("--tolerance", "kl=0.01", "--distill"), Contract(kl=0.01, distill=True)),
+        (("--tolerance", "weight=0.3, kl=0.01,gain=0.9"), Contract(0.3, kl=0.01, gain=0.9)),
+        (("--tolerance", "0.3", "--tolerance", "kl=1e-2", "--gain", "0.9"), Contract(0.3, kl=0.01, gain=0.9)),
     ],
 )
 def test_compress_takes_other_contracts(
@@ -44,8 +47,10 @@ def test_compress_takes_other_contracts(
 
 
 def test_compress_shows_the_gain_where_it_was_measured(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
-    pipeline.gains = (0.9925, 0.981)
-    assert "99.2% (98.1%)" in run("compress", "--home", home).out
+    pipeline.gains = (0.9925, 0.981, 0.0123)
+    out = run("compress", "--home", home).out
+    assert "99.2% (98.1%)" in out
+    assert "c: the model's predictions diverge by 0.0123 nats a token at most" in out
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,13 @@ def test_compress_shows_the_gain_where_it_was_measured(run: Run, home: Path, pip
         (("--tolerance", "1"), "--tolerance 1 is not valid: a relative error"),
         (("--gain", "1"), "--gain 1 is not valid: gain retained lies between 0 and 1"),
         (("--distill",), "--distill is not valid"),
-        (("--tolerance", "0.1", "--budget", "1%"), "--tolerance and --budget is not valid"),
+        (("--tolerance", "cosine=1"), "--tolerance cosine=1 is not valid: the levels are weight, kl, gain"),
+        (("--tolerance", "kl=small"), "--tolerance kl=small is not valid: a level is a number"),
+        (("--tolerance", "kl=1,kl=2"), "--tolerance kl=2 is not valid: kl is given twice"),
+        (("--tolerance", ""), "a level is a number"),
+        (("--tolerance", "gain=0.9", "--gain", "0.8"), "--tolerance gain=0.9 is not valid: gain is given twice"),
+        (("--tolerance", "kl=0.01"), "--tolerance kl is not valid: what a model does is measured on it"),
+        (("--tolerance", "0.1", "--budget", "1%"), "--tolerance with --budget is not valid: bytes"),
     ],
 )
 def test_compress_refuses_contracts_that_make_no_sense(

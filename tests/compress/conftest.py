@@ -108,7 +108,7 @@ def run(quick_refinement: None) -> Callable[..., CohortSummary]:
     """`run(registry, budget=0.1, arch="mean")`: compress the only cohort, then decode every encoding from the store."""
 
     def run_compress(registry: Registry, reporter: Any = None, **options: Any) -> CohortSummary:
-        held = {name: options.pop(name) for name in ("tolerance", "budget", "gain", "distill") if name in options}
+        held = {name: options.pop(name) for name in ("tolerance", "budget", "gain", "kl", "distill") if name in options}
         asked = CompressOptions(Contract(**held), **options)
         (summary,) = compress(registry, (), asked, reporter or Silent())
         assert list(check_encodings(registry)) == []

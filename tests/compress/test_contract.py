@@ -26,10 +26,13 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tolerance": 0.1, "budget": 0.01}, "--tolerance and --budget is not valid: an adapter is held to one"),
-        ({"budget": 0.01, "gain": 0.9}, "--budget and --gain is not valid: an adapter is held to one"),
-        ({"tolerance": 0.0, "gain": 0.9}, "--tolerance and --gain is not valid"),
-        ({"tolerance": 0.1, "budget": 0.1, "gain": 0.9}, "--tolerance and --budget and --gain is not valid"),
+        ({"tolerance": 0.1, "budget": 0.01}, "--tolerance with --budget is not valid: bytes and closeness"),
+        ({"budget": 0.01, "gain": 0.9}, "--budget with --gain is not valid: bytes and closeness"),
+        ({"kl": 0.1, "budget": 0.1}, "--budget with --tolerance kl is not valid: bytes and closeness"),
+        ({"kl": 0.0}, "--tolerance kl=0 is not valid: a divergence is above 0"),
+        ({"kl": NAN}, "--tolerance kl=nan is not valid"),
+        ({"gain": 0.9, "tolerance": 0.1, "distill": True}, "--distill is not valid: it trades weight error"),
+        ({"tolerance": 0.1, "budget": 0.1, "gain": 0.9}, "--tolerance with --budget with --gain is not valid"),
         ({"tolerance": -0.1}, "--tolerance -0.1 is not valid: a relative error is at least 0"),
         ({"tolerance": 1.0}, "--tolerance 1 is not valid: a relative error"),
         ({"tolerance": NAN}, "--tolerance nan is not valid: a relative error"),
@@ -55,6 +58,7 @@ def test_contracts_that_make_no_sense_are_refused(fields: dict[str, Any], messag
     [
         (Contract(gain=0.9), "--gain"),
         (Contract(gain=0.9, distill=True), "--gain"),
+        (Contract(kl=0.1), "--tolerance kl"),
         (Contract(budget=0.01, distill=True), "--distill"),
     ],
 )
@@ -73,6 +77,12 @@ def test_what_is_asked_is_what_is_recorded() -> None:
     assert Contract(tolerance=0.0).asked == {"relative_error": 0.0}
     assert Contract(budget=0.01, distill=True).asked == {"budget": 0.01, "distilled": 1.0}
     assert Contract(gain=0.99).asked == {"gain": 0.99}
+    assert Contract(0.3, kl=0.01, gain=0.9).asked == {"relative_error": 0.3, "kl": 0.01, "gain": 0.9}
+
+
+def test_behaviour_is_asked_for_unless_the_weights_are_exact() -> None:
+    assert [c.behaves for c in (Contract(kl=1.0), Contract(gain=0.9), Contract(0.1, gain=0.9))] == [True] * 3
+    assert [c.behaves for c in (Contract(0.1), Contract(budget=0.1), Contract(0.0, kl=1.0))] == [False] * 3
 
 
 def test_plans_are_made_at_the_tolerance_or_a_usual_one() -> None:
@@ -89,7 +99,7 @@ class FakeJudge:
 
     def __init__(self, base: float = 4.0, original: float = 3.0, most: float = 1.0) -> None:
         self.base, self.original, self.most = base, original, most
-        self.measured, self.tuned = 0, 0
+        self.measured, self.diverged, self.tuned = 0, 0, 0
 
     def case(self, adapter: Any, original: Original) -> Any:
         return SimpleNamespace(
@@ -101,6 +111,12 @@ class FakeJudge:
         lost = sum(float(((x.delta - y.delta) ** 2).sum()) for x, y in zip(case.factors, restored, strict=True))
         total = sum(float((x.delta**2).sum()) for x in case.factors)
         return {"gain_retained": self.most * (1 - lost / total), "measured_on": case.text}
+
+    def divergence(self, adapter: Any, original: Original, restored: Sequence[Factors]) -> dict[str, Any]:
+        self.diverged += 1
+        lost = sum(float(((x.delta - y.delta) ** 2).sum()) for x, y in zip(original.factors, restored, strict=True))
+        total = sum(float((x.delta**2).sum()) for x in original.factors)
+        return {"kl_divergence": lost / total, "kl_measured_on": "samples"}
 
     def distiller(self, adapter: Any, original: Original) -> Any:
         def tune(modules: Sequence[Quantised], layout: Any, prediction: Any) -> list[Quantised]:
@@ -173,9 +189,9 @@ def test_a_gain_out_of_reach_stays_lossless_and_says_so(make: ModuleType) -> Non
     judge = FakeJudge(most=0.5)
     (kept,) = encode_all(candidates(make, 1), Contract(gain=0.97), judge)
     assert kept.encoded.codec.name == "lossless-1"
-    assert kept.encoded.reason == "no residual that was tried keeps 0.97 of the gain"
+    assert kept.encoded.reason == "no residual that was tried holds the contract"
     assert kept.tolerance == {"relative_error": 0.0, "gain": 0.97}
-    assert judge.measured == 4
+    assert judge.measured == 5
 
 
 @pytest.mark.parametrize(("base", "original"), [(3.0, 3.0), (3.0, 3.5), (NAN, 3.0), (3.0, NAN)])
@@ -196,3 +212,36 @@ def test_a_prediction_that_does_not_help_is_left_out(make: ModuleType) -> None:
     chosen = [Candidate(adapter, originals[0], draft), Candidate(adapter, near, draft)]
     far, close = encode_all(chosen, Contract(tolerance=0.1))
     assert (far.encoded.uses_generator, close.encoded.uses_generator) == (False, True)
+
+
+def test_a_divergence_is_held_and_recorded(make: ModuleType) -> None:
+    judge = FakeJudge()
+    for kept in encode_all(candidates(make), Contract(kl=0.02), judge):
+        error = kept.encoded.fidelity.relative_error
+        assert 0.5 * 0.02 < kept.measured["kl_divergence"] <= 0.02
+        assert kept.tolerance == {"kl": 0.02, "relative_error": error}
+    assert (judge.measured, judge.diverged <= 4 * 4) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("contract", "binding"),
+    [
+        (Contract(0.05, kl=0.5, gain=0.5), 0.05),
+        (Contract(0.5, kl=0.02, gain=0.5), 0.02**0.5),
+        (Contract(0.5, kl=0.5, gain=0.98), 0.02**0.5),
+    ],
+)
+def test_of_several_levels_all_hold_and_the_tightest_decides(
+    contract: Contract, binding: float, make: ModuleType
+) -> None:
+    for kept in encode_all(candidates(make), contract, FakeJudge()):
+        error = kept.encoded.fidelity.relative_error
+        assert 0.7 * binding < error <= binding
+        assert kept.tolerance == contract.asked
+        assert set(kept.measured) == {"kl_divergence", "kl_measured_on", "gain_retained", "measured_on"}
+
+
+def test_what_fails_a_cheap_level_is_not_measured_at_a_dearer_one(make: ModuleType) -> None:
+    judge = FakeJudge()
+    encode_all(candidates(make, 1), Contract(kl=0.005, gain=0.5), judge)
+    assert 0 < judge.measured < judge.diverged

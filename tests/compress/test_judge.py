@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from lorareg.compress.base_model import BaseModel, gain_retained
 from lorareg.compress.encode import Original
 from lorareg.compress.judge import MOST_ROWS, ROW_LENGTH, WRITTEN_ROWS, Judge
+from lorareg.compress.probe import PROBE_TEXTS
 from lorareg.compress.weights import Factors
 from lorareg.registry.errors import InvalidAdapterError, LayoutMismatchError
 from lorareg.registry.store import Registry
@@ -130,6 +131,39 @@ def test_the_original_keeps_all_and_nothing_keeps_none(tiny_model: BaseModel, or
         "loss_restored": case.loss_original,
         "measured_on": "self-written text",
     }
+
+
+# -- divergence ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "text"), [([" ".join(WORDS)], "samples"), ([], "built-in text"), (None, "built-in text")]
+)
+def test_divergence_grows_with_the_difference(
+    samples: Any, text: str, tiny_model: BaseModel, original: Original
+) -> None:
+    judge = judge_of(tiny_model, samples=samples, tokens=TOKENS)
+    same, near, far = (judge.divergence(ADAPTER, original, scaled(original, by)) for by in (1.0, 0.9, 0.5))
+    assert same == {"kl_divergence": pytest.approx(0.0, abs=1e-6), "kl_measured_on": text}
+    assert 1e-6 < float(near["kl_divergence"]) < float(far["kl_divergence"])
+
+
+def test_divergence_is_the_mean_over_tokens_of_p_times_log_p_over_q(tiny_model: BaseModel, original: Original) -> None:
+    torch = pytest.importorskip("torch")
+    first, second = (tiny_model.weights_of(original.layout, scaled(original, by)) for by in (1.0, 0.5))
+    logs = []
+    for weights in (first, second):
+        with torch.no_grad(), tiny_model.adapted(weights):
+            logs.append(tiny_model.logits(torch.as_tensor(TOKENS)).double().log_softmax(-1).numpy())
+    expected = float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean())
+    assert tiny_model.divergence(TOKENS, first, second) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_built_in_text_is_of_many_kinds() -> None:
+    assert len(set(PROBE_TEXTS)) == len(PROBE_TEXTS) >= 20
+    scripts = ("\u0400", "\u04ff"), ("\u3040", "\u30ff"), ("\u4e00", "\u9fff")
+    for low, high in scripts:
+        assert any(low <= letter <= high for text in PROBE_TEXTS for letter in text)
 
 
 # -- the text ------------------------------------------------------------------------------------

@@ -148,6 +148,26 @@ def test_a_gain_is_held_measured_and_recorded(
     assert sum(e.size_bytes for e in encodings(registry).values()) < sum(e.size_bytes for e in before.values())
 
 
+def test_levels_hold_together_and_are_recorded(
+    registry: Registry, run: Run, encodings: ByRef, add_tiny: AddTiny, tiny_path: Path
+) -> None:
+    add_tiny(registry, "a")
+    asked: dict[str, Any] = {"tolerance": 0.6, "kl": 0.02, "gain": 0.6, "base_model": tiny_path, "arch": "none"}
+    summary = run(registry, **asked)
+    (encoding,) = encodings(registry).values()
+    fidelity = json.loads(encoding.fidelity)
+    assert json.loads(encoding.tolerance) == {"relative_error": 0.6, "kl": 0.02, "gain": 0.6}
+    assert fidelity["relative_error"] <= 0.6
+    assert 0 < fidelity["kl_divergence"] <= 0.02
+    assert fidelity["gain_retained"] >= 0.6
+    assert fidelity["kl_measured_on"] == "built-in text"
+    assert (summary.by_tier, summary.worst_kl) == ({"residual": 1}, fidelity["kl_divergence"])
+    assert run(registry, **asked).encoded == 0
+    assert run(registry, **asked | {"kl": 0.001}).encoded == 1
+    (tighter,) = encodings(registry).values()
+    assert tighter.size_bytes > encoding.size_bytes
+
+
 def test_what_was_promised_is_what_decoding_does(
     registry: Registry,
     run: Run,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lorareg.compress import rate
-from lorareg.compress.rate import TOLERANCES, Budget, encode_to_gain, plan_budget, tolerance_for
+from lorareg.compress.rate import TOLERANCES, Budget, encode_to_hold, plan_budget, tolerance_for
 
 
 def encoded(size: float) -> Any:
@@ -69,32 +69,44 @@ def attempt(tolerance: float) -> Any:
     return encoded(1000 * tolerance**-1.7)
 
 
-def measured_by(lost_at: float) -> Any:
-    """Lost gain grows with the square of the tolerance, which the size of the code tells."""
+def strain_of(lost_at: float) -> Any:
+    """What is lost grows with the square of the tolerance, which the size of the code tells."""
 
-    def measure(one: Any) -> float:
+    def strain(one: Any) -> float:
         tolerance = (len(one.code) / 1000) ** (-1 / 1.7)
-        return 1 - 0.01 * (tolerance / lost_at) ** 2
+        return float((tolerance / lost_at) ** 2)
 
-    return measure
+    return strain
 
 
 @pytest.mark.parametrize("lost_at", [0.1, 0.25, 0.4, 0.6])
-def test_a_gain_is_kept_with_few_bytes(lost_at: float) -> None:
-    found = encode_to_gain(attempt, measured_by(lost_at), 0.99, 0.4)
+def test_a_behaviour_is_held_with_few_bytes(lost_at: float) -> None:
+    found = encode_to_hold(attempt, strain_of(lost_at), 0.4)
     assert found is not None
     one, tolerance = found
-    assert measured_by(lost_at)(one) >= 0.99
+    assert strain_of(lost_at)(one) <= 1
     assert tolerance > 0.7 * lost_at
 
 
-def test_a_gain_that_nothing_keeps_gives_nothing() -> None:
-    assert encode_to_gain(attempt, lambda one: 0.5, 0.99, 0.4) is None
-    assert encode_to_gain(attempt, lambda one: math.nan, 0.99, 0.4) is None
+def test_a_behaviour_that_nothing_holds_gives_nothing() -> None:
+    assert encode_to_hold(attempt, lambda one: 50.0, 0.4) is None
+    assert encode_to_hold(attempt, lambda one: math.nan, 0.4) is None
 
 
-def test_of_two_that_pass_the_smaller_is_kept() -> None:
-    gains = iter([0.9999, 0.9999, 0.9, 0.9])
-    found = encode_to_gain(attempt, lambda one: next(gains), 0.99, 0.2)
+def test_of_two_that_hold_the_smaller_is_kept() -> None:
+    strains = iter([0.01, 0.01, 10, 10])
+    found = encode_to_hold(attempt, lambda one: next(strains), 0.2)
     assert found is not None
     assert found[1] > 0.2
+
+
+def test_nothing_coarser_than_allowed_is_tried() -> None:
+    tried: list[float] = []
+
+    def attempt_and_tell(tolerance: float) -> Any:
+        tried.append(tolerance)
+        return attempt(tolerance)
+
+    found = encode_to_hold(attempt_and_tell, lambda one: 0.0, 0.4, coarsest=0.3)
+    assert found is not None
+    assert (found[1], tried) == (0.3, [0.3])
