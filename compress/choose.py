@@ -50,29 +50,26 @@ class GeneratorChoice:
         self.members, self.digests, self.options = members, digests, options
         self.checkpoints, self.reporter = checkpoints, reporter
         self.checkpoint: Path | None = None  # of the run this choice has made
+        self.tolerance = members.tolerance  # what the plan is made for; where there is a budget, what it came to
         self.message = ""
-
-    @property
-    def tolerance(self) -> float:
-        """What the plan is made for; where there is a budget, what it came to."""
-        return self.members.tolerance
 
     def best(self) -> Plan:
         """The cheapest way to store the group, or the one that was asked for."""
+        arch, count = self.options.arch, len(self.members.originals)
         trials = TYPICAL_TRIALS if self.options.contract.budget is None else BUDGET_TRIALS
         self.reporter.start("measuring what a generator would save", trials)
-        planner = Planner(self.members, self.reporter)
-        for _ in range(ROUGH_ROUNDS):
-            if self._close_to_budget(planner.rough().estimated_bytes):
-                break
-            planner = planner.at(self.tolerance)
-        plans = self._candidates(planner)
-        cheapest = min(plan.estimated_bytes for plan in plans.values())
-        if not self._close_to_budget(cheapest):
-            plans = self._candidates(planner.at(self.tolerance))
+        planner = self._near_budget(Planner(self.members, self.reporter))
+        plans = self._tables(planner)
+        aim = self._aim(min(plan.estimated_bytes for plan in plans.values()))
+        if aim != self.tolerance:
+            self.tolerance, planner = aim, planner.at(aim)
+            plans = self._tables(planner)
         self.reporter.finish()
-        count = len(self.members.originals)
-        best = self.options.arch if self.options.arch != "auto" else min(plans, key=lambda n: plans[n].estimated_bytes)
+        pays = plans[mean_decoder.NAME].estimated_bytes < plans[NONE].estimated_bytes
+        if trains_network(arch, count) and (pays or arch != "auto"):
+            name = slots_decoder.NAME if arch == "auto" else arch
+            plans[name] = planner.trained(name, plans[mean_decoder.NAME], self._train)
+        best = arch if arch != "auto" else min(plans, key=lambda name: plans[name].estimated_bytes)
         self.message = _comparison(plans, best, count)
         alone = plans[NONE].estimated_bytes / count
         return replace(plans[best], metrics={**plans[best].metrics, ALONE_BYTES: round(alone)})
@@ -83,30 +80,33 @@ class GeneratorChoice:
             self.checkpoint.unlink(missing_ok=True)
             self.checkpoint = None
 
-    def _close_to_budget(self, estimated_bytes: float) -> bool:
-        """Whether a plan is near the budget, or there is none; else moves to the tolerance that should be."""
+    def _near_budget(self, planner: Planner) -> Planner:
+        """The planner at a tolerance near what a budget needs, found with two trials a round."""
+        if self.options.contract.budget is not None:
+            for _ in range(ROUGH_ROUNDS):
+                aim = self._aim(planner.rough().estimated_bytes)
+                if aim == self.tolerance:
+                    break
+                self.tolerance, planner = aim, planner.at(aim)
+        return planner
+
+    def _aim(self, estimated_bytes: float) -> float:
+        """The tolerance that should bring a plan to the budget; the present one where it is near, or there is none."""
         share = self.options.contract.budget
         if share is None:
-            return True
+            return self.tolerance
         wanted = share * sum(len(original.data) for original in self.members.originals)
         aim = tolerance_for(self.tolerance, estimated_bytes, wanted)
-        if abs(aim / self.tolerance - 1) <= CLOSE_PLAN:
-            return True
-        self.members = replace(self.members, tolerance=aim)
-        return False
+        return aim if abs(aim / self.tolerance - 1) > CLOSE_PLAN else self.tolerance
 
-    def _candidates(self, planner: Planner) -> dict[str, Plan]:
-        """What can be compared: always the simplest, then what is asked for or likely to pay."""
+    def _tables(self, planner: Planner) -> dict[str, Plan]:
+        """What can be compared without training: always the simplest, then more tables where one pays already."""
         arch, count = self.options.arch, len(self.members.originals)
         plans = {NONE: planner.without_generator()}
         plans[mean_decoder.NAME] = planner.mean(plans[NONE])
         pays = plans[mean_decoder.NAME].estimated_bytes < plans[NONE].estimated_bytes
         if arch == linear_decoder.NAME or (arch == "auto" and pays and count > 2):
             plans[linear_decoder.NAME] = planner.linear(plans[mean_decoder.NAME])
-        if trains_network(arch, count) and (pays or arch != "auto"):
-            name = slots_decoder.NAME if arch == "auto" else arch
-            self.reporter.finish()
-            plans[name] = planner.trained(name, plans[mean_decoder.NAME], self._train)
         return plans
 
     def _train(self, arch: str, group: Group) -> Trained:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorareg.compress import choose
 from lorareg.compress.base_model import gain_retained
 from lorareg.compress.materialize import restore_weights
 from lorareg.compress.pipeline import CohortSummary
@@ -70,6 +71,39 @@ def test_a_budget_that_cannot_be_met_is_told_apart(
     summary = run(registry, budget=budget, arch="none")
     assert words in summary.message
     assert summary.encoded == 3
+
+
+class StrictReporter:
+    """Fails where a stage is advanced that was not started, or started before the last one ended."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.running = False
+
+    def start(self, stage: str, total: int) -> None:
+        assert not self.running
+        self.running = True
+        self.stages.append(stage)
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        assert self.running
+
+    def finish(self) -> None:
+        self.running = False
+
+    def note(self, message: str) -> None: ...
+
+
+def test_a_budget_that_is_planned_twice_trains_once(
+    registry: Registry, run: Run, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(choose, "ROUGH_ROUNDS", 0)  # so that the first plan is far from the budget
+    add_group(registry, *SIX[:4], width=96)
+    reporter = StrictReporter()
+    summary = run(registry, reporter, budget=0.3, arch="slots", steps=2)
+    assert summary.generator == "slots v1"
+    assert sum("training" in stage for stage in reporter.stages) == 1
 
 
 def test_a_budget_is_settled_until_another_is_asked_for(
