@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -129,12 +129,24 @@ class _CohortRun:
             for adapter in adapters
             if not self._settled(current.get(adapter.id))
         ]
+        self._tell_of_dropped(current[task.adapter.id] for task in tasks if task.adapter.id in current)
         left = self._encode_with_existing(tasks) if not self.options.retrain else tasks
         for group in _groups(left):
             self._encode_group(group)
         if adapters and not tasks:
             self.messages.append("every adapter is encoded already; another contract or --retrain starts over")
         return self._summary(adapters, len(tasks))
+
+    def _tell_of_dropped(self, replaced: Iterable[Encoding]) -> None:
+        """Where nobody named a contract, adapters encoded anew are held to their weights alone: say so."""
+        held = [json.loads(encoding.tolerance).keys() - {"relative_error", "distilled"} for encoding in replaced]
+        dropped = sorted(set().union(*held))
+        if dropped and not self.contract.asked:
+            count = sum(bool(names) for names in held)
+            self.messages.append(
+                f"{count} adapters encoded anew were held to {' and '.join(dropped)}, and are now held to "
+                f"weight={self.tolerance:g}; name the contract again to have it back"
+            )
 
     def _weights(self, adapter: Adapter) -> bytes:
         return self.registry.read_file(adapter, WEIGHTS_FILE)

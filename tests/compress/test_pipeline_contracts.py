@@ -123,6 +123,15 @@ def test_a_budget_is_settled_until_another_is_asked_for(
     assert {json.loads(e.tolerance)["relative_error"] for e in encodings(registry).values()} == {0.5}
 
 
+def test_a_contract_that_encoding_anew_drops_is_named(registry: Registry, run: Run, add_group: AddGroup) -> None:
+    add_group(registry, *SIX[:3], width=96)
+    run(registry, budget=0.1, arch="none")
+    words = "3 adapters encoded anew were held to budget, and are now held to weight=0.2"
+    assert words in run(registry, arch="none", retrain=True).message
+    assert "encoded anew were held" not in run(registry, arch="none", retrain=True).message
+    assert "encoded anew were held" not in run(registry, budget=0.1, arch="none", retrain=True).message
+
+
 def test_a_later_adapter_takes_a_budget_of_its_own(
     registry: Registry, run: Run, encodings: ByRef, add_group: AddGroup
 ) -> None:
