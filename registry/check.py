@@ -18,7 +18,20 @@ from lorareg.registry.lookup import Lookup
 from lorareg.registry.rows import verify_row
 from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Finding, Layout, Severity, canonical_json, sha256_hex
 
-TABLES = ("cohort", "adapter", "adapter_file", "tag", "task_vector", "generator", "encoding")
+TABLES = (
+    "cohort",
+    "adapter",
+    "adapter_file",
+    "tag",
+    "task_vector",
+    "generator",
+    "encoding",
+    "certificate",
+    "pin",
+    "generator_copy",
+    "retired_blob",
+    "setting",
+)
 _BACKUP_REMEDY = "Restore the database from a backup."
 _FILE_REMEDY = "Restore it from a backup, or ingest the original again."
 _CODE_REMEDY = "Restore it from a backup; while the originals are kept, `lorareg compress` makes it anew."

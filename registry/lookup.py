@@ -7,6 +7,7 @@ takes longer than decoding an adapter; `store.Registry` answers through SQLAlche
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,19 @@ from lorareg.registry.errors import (
 )
 from lorareg.registry.names import Ref, parse_ref, suggest
 from lorareg.registry.rows import record_from_row
-from lorareg.registry.types import Adapter, AdapterFile, Cohort, Encoding, Generator, Tag, TaskVector
+from lorareg.registry.types import (
+    Adapter,
+    AdapterFile,
+    Certificate,
+    Cohort,
+    Encoding,
+    Generator,
+    Pin,
+    RetiredBlob,
+    Setting,
+    Tag,
+    TaskVector,
+)
 
 Record = TypeVar("Record")
 
@@ -139,6 +152,23 @@ class Lookup(ABC):
         members = "SELECT id FROM adapter WHERE cohort_id = :id"
         where = f"WHERE superseded_at IS NULL AND adapter_id IN ({members}) ORDER BY adapter_id"
         return self._all(Encoding, "encoding", where, id=cohort_id)
+
+    def certificate(self, encoding_id: int) -> Certificate | None:
+        """The certificate of an encoding, if it has one."""
+        return self._first(Certificate, "certificate", "WHERE encoding_id = :id", id=encoding_id)
+
+    def pin(self, adapter_id: int) -> Pin | None:
+        """The pin on an adapter, if there is one."""
+        return self._first(Pin, "pin", "WHERE adapter_id = :id", id=adapter_id)
+
+    def retired(self, sha256: str) -> RetiredBlob | None:
+        """Where a blob is on its way out, if it is."""
+        return self._first(RetiredBlob, "retired_blob", "WHERE sha256 = :sha256", sha256=sha256)
+
+    def setting(self, name: str) -> Any:
+        """What the registry remembers under a name; None if nothing."""
+        found = self._first(Setting, "setting", "WHERE name = :name", name=name)
+        return None if found is None else json.loads(found.value)
 
     def _all(self, record: type[Record], table: str, rest: str, **parameters: object) -> list[Record]:
         rows = self._fetch(f"SELECT * FROM {table} {rest}", **parameters)

@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 from lorareg.registry.errors import IntegrityError
 from lorareg.registry.types import canonical_json, sha256_hex
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The newest migration, four digits. Here, so that the decode path can compare without Alembic."""
+
+ROW_NAMES = ("id", "name", "adapter_id", "encoding_id", "generator_id", "sha256")
+"""Columns that say which row of a table is meant, the first that it has."""
 
 Record = TypeVar("Record")
 
@@ -33,7 +36,7 @@ def verify_row(table: str, values: Mapping[str, Any]) -> None:
     """
     found = row_digest(table, values)
     if found != values["row_digest"]:
-        label = values.get("id", values.get("name", values.get("adapter_id")))
+        label = next((values[key] for key in ROW_NAMES if key in values), "?")
         raise IntegrityError(
             what=f"Row {label} of table {table!r}",
             expected=f"digest {values['row_digest']}",

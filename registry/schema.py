@@ -139,6 +139,56 @@ class EncodingRow(Base):
     superseded_at: Mapped[str | None]
 
 
+class CertificateRow(Base):
+    """What was proven of an encoding, beside what its own row says; see `certificate`."""
+
+    __tablename__ = "certificate"
+
+    encoding_id: Mapped[int] = mapped_column(ForeignKey("encoding.id"), primary_key=True)
+    digest: Mapped[str]
+    facts: Mapped[str]
+    module_errors: Mapped[bytes] = mapped_column(LargeBinary)
+    projections: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class PinRow(Base):
+    __tablename__ = "pin"
+
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id"), primary_key=True)
+    reason: Mapped[str]
+    created_at: Mapped[str]
+
+
+class GeneratorCopyRow(Base):
+    __tablename__ = "generator_copy"
+
+    generator_id: Mapped[int] = mapped_column(ForeignKey("generator.id"), primary_key=True)
+    location: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[str]
+
+
+class RetiredBlobRow(Base):
+    """A blob on its way out, or gone; see `prune`."""
+
+    __tablename__ = "retired_blob"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    size_bytes: Mapped[int]
+    kind: Mapped[str]
+    proof: Mapped[str]
+    state: Mapped[str] = mapped_column(index=True)
+    retired_at: Mapped[str]
+    deleted_at: Mapped[str | None]
+
+
+class SettingRow(Base):
+    __tablename__ = "setting"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+    created_at: Mapped[str]
+
+
 def stored_values(row: Base) -> dict[str, Any]:
     """Every column of a row as it is stored, `row_digest` included."""
     return {column.key: getattr(row, column.key) for column in row.__mapper__.columns}

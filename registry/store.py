@@ -50,6 +50,7 @@ from lorareg.registry.schema import (
     CohortRow,
     EncodingRow,
     GeneratorRow,
+    SettingRow,
     TagRow,
     TaskVectorRow,
     stored_values,
@@ -220,6 +221,20 @@ class Registry(Lookup):
             row.removed_at = None
             session.flush()
             return adapter_record(row)
+
+    def remember(self, name: str, value: object) -> None:
+        """Keep a value of JSON under a name; None forgets it."""
+        with self._writing() as session:
+            row = session.get(SettingRow, name)
+            if value is None:
+                if row is not None:
+                    session.delete(row)
+                return
+            written = canonical_json(value)
+            if row is None:
+                session.add(SettingRow(name=name, value=written, created_at=now()))
+            elif row.value != written:
+                row.value, row.created_at = written, now()
 
     def put_task_vector(self, adapter_id: int, encoder: str, vector: bytes) -> TaskVector:
         """Store the adapter's task vector made by `encoder`, replacing an older one.

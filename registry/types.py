@@ -16,6 +16,8 @@ from typing import Any, Literal
 Factor = Literal["A", "B"]
 Severity = Literal["error", "information"]
 Tier = Literal["lossless", "residual", "generated"]
+RetiredState = Literal["quarantined", "deleting", "deleted"]
+RetiredKind = Literal["original", "older code", "older generator"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -190,6 +192,57 @@ class Encoding:
     fidelity: str  # canonical JSON
     created_at: str
     superseded_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was proven of an encoding, beside what its own row says; see `certificate.statement`."""
+
+    encoding_id: int
+    digest: str  # sha256 of the statement's canonical JSON
+    facts: str  # canonical JSON
+    module_errors: bytes  # relative error of ΔW, little-endian float32 a module
+    projections: bytes  # of the original's ΔW, little-endian int16; none where the output is the original
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A promise that an adapter's original stays."""
+
+    adapter_id: int
+    reason: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorCopy:
+    """A second copy of a generator's file."""
+
+    generator_id: int
+    location: str  # a folder or a URL
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetiredBlob:
+    """A blob on its way out: `quarantined`, then `deleting` while its file is unlinked, then `deleted`."""
+
+    sha256: str
+    size_bytes: int
+    kind: RetiredKind
+    proof: str  # digest of what was verified before it was retired
+    state: RetiredState
+    retired_at: str
+    deleted_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Something a registry remembers."""
+
+    name: str
+    value: str  # canonical JSON
+    created_at: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,12 +67,29 @@ def test_down_and_up_on_a_populated_database(registry: Registry, home: Path, mak
         assert again.ingest(folder, name="task").kind == "new"
 
 
+def test_from_0001_with_rows(home: Path, make_adapter: MakeAdapter) -> None:
+    with Registry.open(home, create=True) as registry:
+        registry.ingest(read_folder(make_adapter()), name="task")
+        before = registry.adapters()
+    move_schema(home, "0001")
+    assert Registry.migrate(home).found == "0001"
+    with Registry.open(home, create=False) as registry:
+        assert registry.adapters() == before
+        assert list(registry.check(read_data=True)) == []
+        registry.remember("base_model:tiny", "/models/tiny")
+    move_schema(home, "0001")
+    move_schema(home, "0002")
+    with Registry.open(home, create=False) as registry:
+        assert registry.adapters() == before
+        assert registry.setting("base_model:tiny") is None
+
+
 @pytest.fixture
 def later_schema(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """This lorareg knows schema 0002; what moves to it is noted, not done."""
+    """This lorareg knows schema 0003; what moves to it is noted, not done."""
     moved: list[str] = []
     for module in (migrate_module, revision_module):
-        monkeypatch.setattr(module, "SCHEMA_REVISION", "0002")
+        monkeypatch.setattr(module, "SCHEMA_REVISION", "0003")
 
     def move(home: Path, revision: str) -> None:
         with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
@@ -92,20 +109,20 @@ def test_opening_an_older_registry_backs_it_up_and_migrates_once(
     for _ in range(2):
         with Registry.open(home, create=False) as registry:
             assert registry.adapter("task").version == 1
-    assert moved == ["0002"]
+    assert moved == ["0003"]
     (backup,) = (home / "backups").iterdir()
-    assert backup.name.startswith("registry-0001-")
+    assert backup.name.startswith("registry-0002-")
     with closing(sqlite3.connect(backup)) as copy:
         assert copy.execute("SELECT name FROM adapter").fetchall() == [("task",)]
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
 
 
 def test_migrate_says_what_it_did(home: Path, request: pytest.FixtureRequest) -> None:
     Registry.open(home, create=True).close()
-    assert Registry.migrate(home) == migrate_module.Migration("0001", "0001", None)
+    assert Registry.migrate(home) == migrate_module.Migration("0002", "0002", None)
     request.getfixturevalue("later_schema")
     migration = Registry.migrate(home)
-    assert (migration.found, migration.current) == ("0001", "0002")
+    assert (migration.found, migration.current) == ("0002", "0003")
     assert migration.backup is not None
     assert migration.backup.is_file()
 
@@ -118,7 +135,7 @@ def test_a_backup_that_cannot_be_written_stops_the_migration(
     monkeypatch.setattr(migrate_module, "BACKUPS_FOLDER", "blocked")
     (home / "blocked").mkdir()
     monkeypatch.setattr(migrate_module, "datetime", FixedTime)
-    (home / "blocked" / "registry-0001-then.sqlite").write_text("in the way")
+    (home / "blocked" / "registry-0002-then.sqlite").write_text("in the way")
     with pytest.raises(RegistryError, match="file is not a database"):
         Registry.open(home, create=False)
     assert moved == []
@@ -149,9 +166,9 @@ def test_a_migration_that_would_break_references_is_rolled_back(
 def test_a_newer_registry_is_refused_untouched(home: Path) -> None:
     Registry.open(home, create=True).close()
     with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
-        raw.execute("UPDATE alembic_version SET version_num = '0002'")
+        raw.execute("UPDATE alembic_version SET version_num = '0003'")
     for act in (lambda: Registry.open(home, create=True), lambda: migrate(home)):
-        with pytest.raises(NewerSchemaError, match=r"written by a newer lorareg .schema 0002"):
+        with pytest.raises(NewerSchemaError, match=r"written by a newer lorareg .schema 0003"):
             act()
     assert not (home / "backups").exists()
 

@@ -77,7 +77,7 @@ def test_no_registry_here(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused(filled: Registry, home: Path) -> None:
     with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(NewerSchemaError, match="schema 9999, this one knows 0001"):
+    with pytest.raises(NewerSchemaError, match="schema 9999, this one knows 0002"):
         Reader(home)
 
 

@@ -430,3 +430,13 @@ def test_the_shipped_adapters_ingest(registry: Registry, sample_adapters: Path) 
     assert registry.cohorts()[0].name.startswith("smollm2-135m-instruct-r2-qv-")
     samples = json.loads(registry.read_file(registry.adapter("man-nl"), "samples.json"))
     assert all(isinstance(text, str) for text in samples)
+
+
+def test_settings_are_remembered_and_forgotten(registry: Registry) -> None:
+    assert registry.setting("base_model:tiny") is None
+    registry.remember("base_model:tiny", "/models/tiny")
+    registry.remember("base_model:tiny", {"path": "/models/other"})
+    assert registry.setting("base_model:tiny") == {"path": "/models/other"}
+    registry.remember("base_model:tiny", None)
+    registry.remember("base_model:tiny", None)
+    assert registry.setting("base_model:tiny") is None
