@@ -129,11 +129,11 @@ def store(folders: list[Path], home: Path, arch: str, steps: int | None) -> Row:
 def stored_figures(arch: str, row: Row) -> list[Figure]:
     totals: dict[str, Any] = row["totals"]
     stored: dict[str, int] = totals["stored"]
-    weights = sum(stored[part] for part in ("codes", "uncompressed", "generators", "task_vectors"))
+    weights = sum(stored[part] for part in ("codes", "uncompressed", "generators", "task_vectors", "certificates"))
     generator = ", ".join(row["generators"]) or "no generator"
     worst = row["worst_relative_error"]
     return [
-        _share(f"{arch}: codes, task vectors and {generator}", weights, totals["original_bytes"]),
+        _share(f"{arch}: codes, task vectors, certificates and {generator}", weights, totals["original_bytes"]),
         _share(f"{arch}: with configs, cards and database", totals["stored_bytes"], totals["original_bytes"]),
         Figure(
             f"{arch}: worst relative error of ΔW",

@@ -23,6 +23,7 @@ BYTE_KINDS = {
     "uncompressed": "weights not encoded",
     "generators": "generators",
     "task_vectors": "task vectors",
+    "certificates": "certificates",
     "side_files": "configs and cards",
     "rows": "database rows",
     "database_overhead": "rest of the database",
@@ -30,6 +31,7 @@ BYTE_KINDS = {
     "evaluation": "samples and held-out text",
     "quarantined": "removed adapters",
     "superseded": "older codes and generators",
+    "retired": "pruned, until the grace is over",
     "orphans": "unreferenced files",
 }
 """What a report calls each kind of bytes, in words."""

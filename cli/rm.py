@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lorareg.cli.options import AsJson, Home, Quiet, Task
-from lorareg.cli.output import Output
+from lorareg.cli.output import Output, format_bytes
 
 
 def rm(
@@ -36,9 +36,14 @@ def rm(
 
 
 def restore(task: Task, home: Home = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Take an adapter out of quarantine."""
+    """Bring back an adapter that was removed, and what of it `prune` has in quarantine."""
     from lorareg.registry.store import Registry
 
     with Registry.open(home, create=False) as registry:
-        adapter = registry.restore(task)
-    Output(as_json, quiet).show({"restored": adapter.ref}, f"{adapter.ref} is back")
+        restored = registry.restore(task)
+    ref, blobs = restored.adapter.ref, restored.blobs
+    size_bytes = sum(blob.size_bytes for blob in blobs)
+    lines = [f"{ref} is back"] if restored.was_removed else []
+    lines += [f"{len(blobs)} files of {ref} are out of quarantine ({format_bytes(size_bytes)})"] if blobs else []
+    data = {"restored": ref, "was_removed": restored.was_removed, "files": len(blobs), "size_bytes": size_bytes}
+    Output(as_json, quiet).show(data, *lines)

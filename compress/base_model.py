@@ -28,6 +28,13 @@ EVALUATION_BATCH, DIVERGENCE_BATCH = 8, 4
 Weights = Mapping[str, tuple[Any, Any, float]]
 """Module name in the model -> torch tensors a (r, d_in), b (d_out, r), and the scale."""
 
+Tick = Callable[[int], object]
+"""Is told how many rows each batch had."""
+
+
+def silently(rows: int) -> None:
+    """The tick that nobody hears."""
+
 
 class BaseModel:
     """A causal language model with room for one adapter at a time."""
@@ -62,7 +69,7 @@ class BaseModel:
         finally:
             self._weights = before
 
-    def loss(self, tokens: Tokens, weights: Weights | None = None) -> float:
+    def loss(self, tokens: Tokens, weights: Weights | None = None, tick: Tick = silently) -> float:
         """Mean next-token cross-entropy in nats over rows of tokens, with an adapter or without one."""
         import torch
 
@@ -71,9 +78,10 @@ class BaseModel:
             for batch in rows.split(EVALUATION_BATCH):  # type: ignore[no-untyped-call]
                 logits = self.logits(batch)[:, :-1].flatten(0, 1)
                 total += float(torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
+                tick(len(batch))
         return total / (rows.shape[0] * (rows.shape[1] - 1))
 
-    def divergence(self, tokens: Tokens, original: Weights, restored: Weights) -> float:
+    def divergence(self, tokens: Tokens, original: Weights, restored: Weights, tick: Tick = silently) -> float:
         """Mean KL divergence in nats a token, from what the model says with `original` to what with `restored`."""
         import torch
 
@@ -85,6 +93,7 @@ class BaseModel:
                     with self.adapted(weights):
                         logs.append(self.logits(batch).log_softmax(-1))
                 total += float(torch.nn.functional.kl_div(logs[1], logs[0], reduction="sum", log_target=True))
+                tick(len(batch))
         return total / tokens.size
 
     def logits(self, tokens: Any) -> Any:

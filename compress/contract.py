@@ -83,7 +83,10 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True)
 class CompressOptions:
-    """What `compress` was asked for. `base_model` is needed for a contract about behaviour, and for distilling."""
+    """What `compress` was asked for.
+
+    A contract about behaviour, and distilling, need `base_model`, or one that was given before.
+    """
 
     contract: Contract = field(default_factory=Contract)
     arch: str = "auto"
@@ -93,18 +96,20 @@ class CompressOptions:
     retrain: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ContractError (steps below 1, no base model), or InvalidNameError (architecture)."""
+        """Raises ContractError (steps below 1), or InvalidNameError (architecture)."""
         if self.steps is not None and self.steps < 1:
             raise ContractError(option=f"--steps {self.steps}", reason="training takes at least one step")
         if self.arch not in ARCHITECTURES:
             expected = "one of " + ", ".join(ARCHITECTURES)
             raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)
-        if self.needs_model and self.base_model is None:
-            behaviour = "--gain" if self.contract.gain is not None else "--tolerance kl"
-            option = behaviour if self.contract.behaves else "--distill"
-            raise ContractError(option=option, reason="what a model does is measured on it; give --base-model too")
 
     @property
     def needs_model(self) -> bool:
         """Whether the contract is about what the base model does."""
         return self.contract.behaves or self.contract.distill
+
+    @property
+    def model_option(self) -> str:
+        """The option that makes it need one."""
+        behaviour = "--gain" if self.contract.gain is not None else "--tolerance kl"
+        return behaviour if self.contract.behaves else "--distill"

@@ -3,6 +3,7 @@
 Everything is about ΔW = scale * b @ a, which is what the model feels; the factors themselves may
 differ by a gauge. Norms come from small Gram matrices, never from a d_out by d_in product:
 ||Σ b a||² = trace((b'b)(a a')), with the two adapters' factors side by side for their difference.
+Only the largest single error, which a certificate names, takes that product.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.errors import LayoutMismatchError
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.types import WEIGHTS_FILE, Layout
+
+ENTRIES_AT_ONCE = 1 << 20
+"""Entries of a d_out by d_in product that are in memory together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,68 @@ def measure(layout: Layout, original: Sequence[Factors], restored: Sequence[Fact
         worst_module_error=0.0 if exact else ratios[worst],
         exact=exact,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleFidelity:
+    """One module of a restored adapter against its original; `max_error` is the largest |ΔW - ΔW'| of any weight."""
+
+    module: str
+    relative_error: float
+    cosine: float
+    max_error: float
+    not_a_number: int  # restored weights
+    infinite: int
+
+
+def measure_modules(
+    layout: Layout, original: Sequence[Factors], restored: Sequence[Factors]
+) -> tuple[ModuleFidelity, ...]:
+    """Compare two adapters of one layout, module by module."""
+    measured = []
+    for module, scale, x, y in zip(layout.modules, layout.scales, original, restored, strict=True):
+        values = np.concatenate([y.b.ravel(), y.a.ravel()])
+        bad = [int(np.isnan(values).sum()), int(np.isinf(values).sum())]
+        if any(bad):
+            measured.append(ModuleFidelity(module, math.inf, 0.0, math.inf, *bad))
+            continue
+        difference = Factors(b=np.concatenate([x.b, -y.b], axis=1), a=np.concatenate([x.a, y.a]))
+        same = np.array_equal(x.a, y.a) and np.array_equal(x.b, y.b)
+        inner = float(np.sum((x.b.T @ y.b) * (x.a @ y.a.T)))
+        measured.append(
+            ModuleFidelity(
+                module,
+                0.0 if same else _ratio(energy(difference), energy(x)),
+                1.0 if same else inner / max(math.sqrt(energy(x) * energy(y)), np.finfo(float).tiny),
+                0.0 if same else abs(scale) * _largest(difference),
+                *bad,
+            )
+        )
+    return tuple(measured)
+
+
+def summarise(modules: Sequence[ModuleFidelity]) -> dict[str, Any]:
+    """The worst of the modules by each measure, and how many weights are no numbers."""
+    worst = max(modules, key=lambda module: module.relative_error)
+    largest = max(modules, key=lambda module: module.max_error)
+    least = min(modules, key=lambda module: module.cosine)
+    return {
+        "worst_module": worst.module,
+        "worst_module_error": worst.relative_error,
+        "least_cosine": least.cosine,
+        "least_cosine_module": least.module,
+        "max_error": largest.max_error,
+        "max_error_module": largest.module,
+        "not_a_number": sum(module.not_a_number for module in modules),
+        "infinite": sum(module.infinite for module in modules),
+    }
+
+
+def _largest(difference: Factors) -> float:
+    """The largest absolute value of b @ a, some rows at a time."""
+    rows = max(1, ENTRIES_AT_ONCE // difference.a.shape[1])
+    blocks = range(0, len(difference.b), rows)
+    return max(float(np.abs(difference.b[i : i + rows] @ difference.a).max(initial=0.0)) for i in blocks)
 
 
 def energy(factors: Factors) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lorareg.compress.contract import Contract
 from lorareg.compress.encode import Draft, Encoded, Original, Tuner, encode
 from lorareg.compress.rate import TOLERANCES, encode_to_hold, plan_budget
+from lorareg.compress.source import room
 from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.types import Adapter
 
@@ -28,6 +29,7 @@ class Candidate:
     adapter: Adapter
     original: Original
     draft: Draft | None
+    carried: float = 0.0  # relative error that the original given here has already; see `source`
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,7 @@ class Encoder:
             if self.contract.behaves:
                 yield self._behaving(candidate)
             else:
-                encoded = self._encode(candidate, self.relative_error, None)
-                yield Kept(encoded, {**self.contract.asked, "relative_error": self.relative_error})
+                yield self._close(candidate)
 
     def _within_budget(self, candidates: Sequence[Candidate], budget_bytes: float) -> Iterator[Kept]:
         budget = plan_budget(
@@ -73,6 +74,15 @@ class Encoder:
             encoded = self._encode(candidate, tolerance, self._tuner(candidate))
             budget.spend(len(encoded.code), tolerance)
             yield Kept(encoded, self._recorded(encoded))
+
+    def _close(self, candidate: Candidate) -> Kept:
+        """The cheapest code within the tolerance, what is carried already included."""
+        carried, tolerance = candidate.carried, {**self.contract.asked, "relative_error": self.relative_error}
+        encoded = self._encode(candidate, room(self.relative_error, carried), None)
+        if not carried:
+            return Kept(encoded, tolerance)
+        bound = carried + encoded.fidelity.relative_error * (1 + carried)
+        return Kept(encoded, tolerance, {"relative_error": bound, "carried_error": carried, "exact": False})
 
     def _behaving(self, candidate: Candidate) -> Kept:
         """The coarsest code found that holds every level of the contract, or the file itself."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,17 +18,23 @@ import numpy as np
 from lorareg.compress.base_model import BaseModel, Tokens, Weights, gain_retained
 from lorareg.compress.encode import Original
 from lorareg.compress.probe import PROBE_TEXTS
+from lorareg.compress.progress import Reporter, Silent
 from lorareg.compress.weights import Factors
-from lorareg.registry.errors import InvalidAdapterError
-from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter
+from lorareg.registry.errors import BaseModelError, ContractError, InvalidAdapterError
+from lorareg.registry.lookup import Lookup
+from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter, Layout
 
 if TYPE_CHECKING:
     from lorareg.compress.distill import Distiller
+    from lorareg.registry.store import Registry
 
 ROW_LENGTH = 128
 WRITTEN_ROWS = 16
 MOST_ROWS = 32
 """Rows of samples that distilling looks at."""
+
+SETTING = "base_model:"
+"""What a registry remembers the path of a base model under, before its name."""
 
 TOKEN_DTYPES = {"U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8"}
 """Of evaluation tokens in a safetensors file."""
@@ -52,11 +59,53 @@ class Case:
     loss_original: float
 
 
+class Judges:
+    """The judge of each cohort: base models are loaded when they are first needed, and remembered by name."""
+
+    def __init__(self, registry: Registry, given: Path | None, seed: int, reporter: Reporter) -> None:
+        self.registry, self.given, self.seed, self.reporter = registry, given, seed, reporter
+        self._loaded: dict[Path, Judge] = {}
+
+    def of(self, base_model: str, option: str) -> Judge:
+        """The judge of adapters of a base model; `option` is what needs it.
+
+        Raises:
+            ContractError: no path to that model is known.
+            BaseModelError: it does not load.
+        """
+        path = base_model_path(self.registry, base_model, self.given, option)
+        if path not in self._loaded:
+            self._loaded[path] = Judge(BaseModel(path), self.registry, self.seed, self.reporter)
+        if self.given is not None:
+            self.registry.remember(SETTING + base_model, str(path.absolute()))
+        return self._loaded[path]
+
+
+def base_model_path(registry: Lookup, base_model: str, given: Path | None, option: str) -> Path:
+    """Where a base model is: as given, else as it was the last time it was given for that name.
+
+    Raises:
+        ContractError: neither is known.
+        BaseModelError: it is not where it was.
+    """
+    if given is not None:
+        return given
+    remembered = registry.setting(SETTING + base_model)
+    if remembered is None:
+        reason = f"what a model does is measured on it; give --base-model too (the adapters are of {base_model!r})"
+        raise ContractError(option=option, reason=reason)
+    path = Path(remembered)
+    if not path.exists():
+        raise BaseModelError(path=path, reason="it is not there any more", remedy="Give --base-model once more.")
+    return path
+
+
 class Judge:
     """Measures adapters of one base model."""
 
-    def __init__(self, model: BaseModel, files: Files, seed: int) -> None:
+    def __init__(self, model: BaseModel, files: Files, seed: int, reporter: Reporter | None = None) -> None:
         self.model, self.files, self.seed = model, files, seed
+        self.reporter = reporter or Silent()
 
     def case(self, adapter: Adapter, original: Original) -> Case:
         """What the gain of restored versions of an adapter is measured against.
@@ -69,11 +118,14 @@ class Judge:
         tokens, text = self._evaluation(adapter), "evaluation tokens"
         if tokens is None:
             tokens, text = self.training_text(adapter, weights)
-        return Case(original, tokens, text, self.model.loss(tokens), self.model.loss(tokens, weights))
+        base = self._loss(f"{adapter.ref} without its adapter", tokens, {})
+        return Case(original, tokens, text, base, self._loss(f"{adapter.ref} as it was", tokens, weights))
 
     def gain(self, case: Case, restored: Sequence[Factors]) -> dict[str, float | str]:
         """Gain retained by a restored adapter, with the losses it comes from."""
-        loss = self.model.loss(case.tokens, self.model.weights_of(case.original.layout, restored))
+        loss = self._loss(
+            f"{case.original.what} restored", case.tokens, self.model.weights_of(case.original.layout, restored)
+        )
         return {
             "gain_retained": gain_retained(case.loss_base, case.loss_original, loss),
             "loss_base": case.loss_base,
@@ -81,6 +133,21 @@ class Judge:
             "loss_restored": loss,
             "measured_on": case.text,
         }
+
+    def gain_from_losses(
+        self, adapter: Adapter, layout: Layout, restored: Sequence[Factors], base: float, original: float
+    ) -> dict[str, float | str] | None:
+        """Gain retained, by losses that were measured while the original was here.
+
+        None where those are of text that only the original can write again.
+        """
+        tokens, text = self._evaluation(adapter), "evaluation tokens"
+        if tokens is None:
+            tokens, text = self._samples(adapter), "samples"
+        if tokens is None:
+            return None
+        loss = self._loss(f"{adapter.ref} restored", tokens, self.model.weights_of(layout, restored))
+        return {"gain_retained": gain_retained(base, original, loss), "loss_restored": loss, "measured_on": text}
 
     def divergence(self, adapter: Adapter, original: Original, restored: Sequence[Factors]) -> dict[str, float | str]:
         """KL divergence, in nats a token, from the original's next-token distribution to a restored one's.
@@ -93,7 +160,10 @@ class Judge:
             tokens, text = self._rows("\n".join(PROBE_TEXTS), MOST_ROWS), "built-in text"
         assert tokens is not None, "the built-in text has more than a row of tokens"
         first, second = (self.model.weights_of(original.layout, factors) for factors in (original.factors, restored))
-        return {"kl_divergence": self.model.divergence(tokens, first, second), "kl_measured_on": text}
+        self.reporter.start(f"divergence of {adapter.ref}", len(tokens))
+        found = self.model.divergence(tokens, first, second, self.reporter.advance)
+        self.reporter.finish()
+        return {"kl_divergence": found, "kl_measured_on": text}
 
     def distiller(self, adapter: Adapter, original: Original) -> Distiller:
         """What tunes an adapter's cores, on its samples or on text it writes itself."""
@@ -111,6 +181,12 @@ class Judge:
         from lorareg.compress.distill import self_written
 
         return self_written(self.model, weights, WRITTEN_ROWS, ROW_LENGTH, self.seed), "self-written text"
+
+    def _loss(self, stage: str, tokens: Tokens, weights: Weights) -> float:
+        self.reporter.start(f"loss of {stage}", len(tokens))
+        loss = self.model.loss(tokens, weights, self.reporter.advance)
+        self.reporter.finish()
+        return loss
 
     def _samples(self, adapter: Adapter) -> Tokens | None:
         """The adapter's samples, (rows, length); None where there are none, or less than a row of them."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lorareg.compress.codecs import LoadedGenerator, decode
+from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.reader import Reader
@@ -69,8 +70,9 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) 
         encoding = reader.encoding(adapter.id)
         weights = restore_weights(reader, adapter, encoding)
         files = {CONFIG_FILE: reader.read_file(adapter, CONFIG_FILE), WEIGHTS_FILE: weights}
-        if any(file.path == CARD_FILE for file in reader.files(adapter)):
-            files[CARD_FILE] = reader.read_file(adapter, CARD_FILE)
+        card = _card(reader, adapter, encoding)
+        if card is not None:
+            files[CARD_FILE] = card
     with _replacing(target) as folder:
         for name, data in files.items():
             _write(folder / name, data)
@@ -82,6 +84,33 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) 
         output_digest=sha256_hex(weights),
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def _card(reader: Reader, adapter: Adapter, encoding: Encoding | None) -> bytes | None:
+    """The model card: as ingested where the weights are, else with a mark that says what they are."""
+    files = {file.path: file for file in reader.files(adapter)}
+    card = reader.read_file(adapter, CARD_FILE) if CARD_FILE in files else None
+    if encoding is None or encoding.output_digest == files[WEIGHTS_FILE].sha256:
+        return card
+    certificate = reader.certificate(encoding.id)
+    fidelity = json.loads(encoding.fidelity)
+    figures = [f"relative error of the weight update {float(fidelity['relative_error']):.4f}"]
+    if "worst_module" in fidelity:
+        figures.append(f"in its worst module {float(fidelity['worst_module_error']):.4f} ({fidelity['worst_module']})")
+    if "kl_divergence" in fidelity:
+        figures.append(f"divergence of predictions {float(fidelity['kl_divergence']):.5f} nats a token")
+    if "gain_retained" in fidelity:
+        figures.append(f"gain retained {100 * float(fidelity['gain_retained']):.2f}%")
+    lines = [
+        f"**Reconstructed by lorareg; these are not the original weights.** `{adapter.ref}`, decoded from a code of "
+        f"{encoding.size_bytes} bytes (tier {encoding.tier}, codec {encoding.codec}).",
+        f"Measured against the original when it was encoded: {', '.join(figures)}.",
+        f"SHA-256 of these weights: `{encoding.output_digest}`.",
+    ]
+    if certificate is not None:
+        lines.append(f"SHA-256 of their certificate: `{certificate.digest}`.")
+    text = (card or b"").decode("utf-8", "surrogateescape")
+    return mark_reconstructed(text, adapter.base_model, lines).encode("utf-8", "surrogateescape")
 
 
 def restore_weights(lookup: Lookup, adapter: Adapter, encoding: Encoding | NewEncoding | None) -> bytes:

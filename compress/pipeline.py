@@ -15,27 +15,26 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import get_args
 
-from lorareg.compress.base_model import BaseModel
 from lorareg.compress.canonical import group_by_init
 from lorareg.compress.choose import NONE, GeneratorChoice, train_module, trains_network
 from lorareg.compress.codecs import LoadedGenerator
 from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions
 from lorareg.compress.describe import TaskVectors
-from lorareg.compress.encode import Draft, Original
+from lorareg.compress.encode import Draft
 from lorareg.compress.gate import Candidate, Encoder, Kept
 from lorareg.compress.generator import Int8
 from lorareg.compress.group import Group
-from lorareg.compress.judge import Judge
+from lorareg.compress.judge import Judge, Judges
 from lorareg.compress.materialize import restore_weights
 from lorareg.compress.plan import EMPTY, Members, Plan, covers, draft_of, in_coordinates, latent_of
 from lorareg.compress.progress import Reporter
+from lorareg.compress.source import Source, refusal, source_of
+from lorareg.compress.verify import prove, prove_carried
 from lorareg.registry.errors import IntegrityError, NothingToDoError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import (
-    WEIGHTS_FILE,
     Adapter,
     Cohort,
     Encoding,
@@ -81,6 +80,7 @@ def compress(
     Raises:
         UnknownCohortError: one of `cohorts` does not exist.
         NothingToDoError: the registry holds no adapters.
+        ContractError: the contract is about what a base model does, and none is known.
         BaseModelError: the base model does not load, or a generator needs one and none was given.
         MissingExtraError: training is needed and torch is not installed.
         IntegrityError: stored bytes are damaged.
@@ -88,18 +88,12 @@ def compress(
     chosen = [registry.cohort(name) for name in cohorts] or registry.cohorts()
     if not any(registry.adapters(cohort_id=cohort.id) for cohort in chosen):
         raise NothingToDoError(message=f"There are no adapters in {registry.home}. Run `lorareg ingest PATH` first.")
-    judge = None
-    if options.needs_model and options.base_model is not None:
-        judge = Judge(BaseModel(options.base_model), registry, options.seed)
-    return [_CohortRun(registry, cohort, options, judge, reporter).run() for cohort in chosen]
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """An adapter to encode."""
-
-    adapter: Adapter
-    original: Original
+    judges = Judges(registry, options.base_model, options.seed, reporter)
+    summaries = []
+    for cohort in chosen:
+        judge = judges.of(cohort.base_model, options.model_option) if options.needs_model else None
+        summaries.append(_CohortRun(registry, cohort, options, judge, reporter).run())
+    return summaries
 
 
 class _CohortRun:
@@ -124,11 +118,8 @@ class _CohortRun:
             held = [json.loads(encoding.tolerance) for encoding in current.values()]
             given = [float(one["relative_error"]) for one in held if one.keys() == {"relative_error"}]
             self.tolerance = min(given, default=DEFAULT_TOLERANCE)
-        tasks = [
-            _Task(adapter, Original(f"Adapter {adapter.ref!r}", partial(self._weights, adapter), self.layout))
-            for adapter in adapters
-            if not self._settled(current.get(adapter.id))
-        ]
+        unsettled = [adapter for adapter in adapters if not self._settled(adapter, current.get(adapter.id))]
+        tasks = self._allowed(source_of(self.registry, a, self.layout, current.get(a.id)) for a in unsettled)
         self._tell_of_dropped(current[task.adapter.id] for task in tasks if task.adapter.id in current)
         left = self._encode_with_existing(tasks) if not self.options.retrain else tasks
         for group in _groups(left):
@@ -148,16 +139,35 @@ class _CohortRun:
                 f"weight={self.tolerance:g}; name the contract again to have it back"
             )
 
-    def _weights(self, adapter: Adapter) -> bytes:
-        return self.registry.read_file(adapter, WEIGHTS_FILE)
+    def _allowed(self, sources: Iterable[Source]) -> list[Source]:
+        """Those that may be encoded again; of the others, says why not."""
+        allowed = []
+        for source in sources:
+            reason = refusal(source, self.contract, self.tolerance)
+            if reason:
+                self.messages.append(f"{source.adapter.ref} stays as it is: {reason}")
+            else:
+                allowed.append(source)
+        return allowed
 
-    def _settled(self, encoding: Encoding | None) -> bool:
+    def _settled(self, adapter: Adapter, encoding: Encoding | None) -> bool:
         """Whether an adapter can stay as it is stored."""
-        if encoding is None or self.options.retrain:
+        if encoding is None:
             return False
-        held = json.loads(encoding.tolerance)
-        if any(held.get(name) != value for name, value in self.contract.asked.items()):
-            return False
+        if self._is_intact(encoding):
+            held = json.loads(encoding.tolerance)
+            same = all(held.get(name) == value for name, value in self.contract.asked.items())
+            return same and not self.options.retrain
+        if not self.registry.has_original(adapter):
+            self.messages.append(
+                f"{adapter.ref} is damaged and its original is gone; `lorareg replicate LOCATION --repair` brings it "
+                "back from a second copy"
+            )
+            return True
+        return False
+
+    def _is_intact(self, encoding: Encoding) -> bool:
+        """Whether an encoding's bytes are those that were recorded; says so where they are not."""
         try:
             self.registry.blobs.verify(encoding.sha256)
             if encoding.generator_id is not None:
@@ -169,7 +179,7 @@ class _CohortRun:
 
     # -- with a generator that exists -----------------------------------------------------------
 
-    def _encode_with_existing(self, tasks: Sequence[_Task]) -> list[_Task]:
+    def _encode_with_existing(self, tasks: Sequence[Source]) -> list[Source]:
         """Encode what the cohort's generators cover, newest first; gives back what is left."""
         left = list(tasks)
         if self.options.arch == NONE or self.tolerance == 0:
@@ -204,7 +214,7 @@ class _CohortRun:
         again = sum(user in adapter_ids for user in users)
         return record.size_bytes * again / len(users) if users else 0.0
 
-    def _fit(self, loaded: LoadedGenerator, tasks: Sequence[_Task]) -> tuple[Sequence[Int8], Sequence[Int8]]:
+    def _fit(self, loaded: LoadedGenerator, tasks: Sequence[Source]) -> tuple[Sequence[Int8], Sequence[Int8]]:
         """Conditions and latents of adapters against a frozen generator."""
         generator = loaded.generator
         if not generator.condition_size:
@@ -224,7 +234,7 @@ class _CohortRun:
 
     # -- with a new generator, or none ----------------------------------------------------------
 
-    def _encode_group(self, tasks: Sequence[_Task]) -> None:
+    def _encode_group(self, tasks: Sequence[Source]) -> None:
         """Choose a generator, store it if there is one, encode."""
         alone = self.options.arch == NONE or self.tolerance == 0 or len(tasks) < 2
         conditions, plan, choice = [EMPTY] * len(tasks), ALONE, None
@@ -243,13 +253,13 @@ class _CohortRun:
         if choice is not None:
             choice.forget_checkpoint()
 
-    def _choice(self, tasks: Sequence[_Task], conditions: Sequence[Int8]) -> GeneratorChoice:
+    def _choice(self, tasks: Sequence[Source], conditions: Sequence[Int8]) -> GeneratorChoice:
         encoder = self.vectors.encoder.name if conditions[0].size else ""
         members = Members(self.layout, [task.original for task in tasks], conditions, encoder, self.tolerance)
         digests = [task.adapter.digest for task in tasks]
         return GeneratorChoice(members, digests, self.options, self.registry.home / "checkpoints", self.reporter)
 
-    def _encode_with_new(self, tasks: Sequence[_Task], plan: Plan, conditions: Sequence[Int8]) -> None:
+    def _encode_with_new(self, tasks: Sequence[Source], plan: Plan, conditions: Sequence[Int8]) -> None:
         """Record the generator of a plan, read it back, and encode against that."""
         assert plan.loaded is not None
         generator = plan.loaded.generator
@@ -277,7 +287,7 @@ class _CohortRun:
 
     def _encode_all(
         self,
-        tasks: Sequence[_Task],
+        tasks: Sequence[Source],
         drafts: Sequence[Draft | None],
         record: GeneratorRecord | None,
         step: float | None,
@@ -289,13 +299,17 @@ class _CohortRun:
         """
         users, spent = 0, 0
         encoder = Encoder(self.contract, self.tolerance, self.judge, step)
-        candidates = [Candidate(t.adapter, t.original, d) for t, d in zip(tasks, drafts, strict=True)]
+        candidates = [Candidate(t.adapter, t.original, d, t.carried) for t, d in zip(tasks, drafts, strict=True)]
         budget = None
         if self.contract.budget is not None:
             budget = self.contract.budget * sum(len(t.original.data) for t in tasks) - generator_bytes
         self.reporter.start(f"encoding {self.cohort.name}", len(tasks))
         for task, kept in zip(tasks, encoder.encode_all(candidates, budget), strict=True):
-            self._record(task.adapter, kept, record)
+            if task.present is not None and len(kept.encoded.code) >= task.present.size_bytes:
+                self.messages.append(f"{task.adapter.ref} stays as it is: another code would not be smaller")
+                self.reporter.advance(1)
+                continue
+            self._record(task, kept, record)
             users += kept.encoded.uses_generator
             spent += len(kept.encoded.code)
             share = 100 * len(kept.encoded.code) / len(task.original.data)
@@ -318,9 +332,9 @@ class _CohortRun:
                 "error below 0.1%; --tolerance 0 keeps adapters as they are"
             )
 
-    def _record(self, adapter: Adapter, kept: Kept, record: GeneratorRecord | None) -> None:
-        """Store the code, decode it from the store, and only then make it the adapter's encoding."""
-        encoded = kept.encoded
+    def _record(self, source: Source, kept: Kept, record: GeneratorRecord | None) -> None:
+        """Store the code, decode it from the store, only then make it the adapter's encoding, and certify it."""
+        encoded, adapter = kept.encoded, source.adapter
         reason = {"reason": encoded.reason} if encoded.reason else {}
         new = NewEncoding(
             adapter_id=adapter.id,
@@ -334,8 +348,14 @@ class _CohortRun:
             tolerance=kept.tolerance,
             fidelity={**encoded.fidelity.to_dict(), **kept.measured, **reason},
         )
-        restore_weights(self.registry, adapter, new)
-        self.registry.record_encoding(new)
+        output = restore_weights(self.registry, adapter, new)
+        factors = source.original.factors  # read before the code they may come from is superseded
+        encoding = self.registry.record_encoding(new)
+        if source.carried and source.present is not None:
+            proof = prove_carried(self.registry, adapter, source.present, encoding, output, factors)
+        else:
+            proof = prove(self.registry, adapter, encoding, output, factors)
+        self.registry.certify(adapter, encoding, proof)
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
         encodings = self.registry.encodings(self.cohort.id)
@@ -363,7 +383,7 @@ class _CohortRun:
         )
 
 
-def _groups(tasks: Sequence[_Task]) -> list[list[_Task]]:
+def _groups(tasks: Sequence[Source]) -> list[list[Source]]:
     """Tasks that share their initialisation together, and all that share it with no other in one more group."""
     groups = [[tasks[index] for index in group] for group in group_by_init(t.original.factors for t in tasks)]
     alone = [group[0] for group in groups if len(group) == 1]

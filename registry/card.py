@@ -1,12 +1,16 @@
-"""The task description in a model card: its first paragraph of prose."""
+"""Model cards: the task description in one (its first paragraph of prose), and the mark on what is reconstructed."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 
 MAX_DESCRIPTION_CHARS = 2000
+MARK_START, MARK_END = "<!-- lorareg: reconstructed -->", "<!-- lorareg: end of mark -->"
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+_MARK = re.compile(rf"{MARK_START}\n.*?{MARK_END}\n+", re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^(```|~~~).*?(?:^\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
 _NOT_PROSE = re.compile(r"#|[-*+] |\d+[.)] |[|>!<]|\[!\[|=+$|-+$|\[More Information Needed\]")
@@ -30,3 +34,20 @@ def tidy_description(text: str) -> str:
     """One line of printable text, at most `MAX_DESCRIPTION_CHARS` long."""
     words = "".join(char if char.isprintable() else " " for char in text).split()
     return " ".join(words)[:MAX_DESCRIPTION_CHARS].rstrip()
+
+
+def mark_reconstructed(card: str, base_model: str, lines: Sequence[str]) -> str:
+    """The card with a quoted block that says what was reconstructed, straight after its front matter.
+
+    A mark that is there already is replaced, and said to have been there. Without a card there is a new one.
+    """
+    if not card.strip():
+        card = f"---\nbase_model: {json.dumps(base_model)}\nlibrary_name: peft\n---\n"
+    unmarked, marks = _MARK.subn("", card)
+    if marks:
+        lines = [*lines, "What was ingested had itself been reconstructed by lorareg."]
+    block = "\n".join([MARK_START, *(f"> {line}" for line in lines), MARK_END])
+    matter = _FRONT_MATTER.match(unmarked)
+    end = matter.end() if matter else 0
+    head = unmarked[:end] + ("" if not end or unmarked[:end].endswith("\n") else "\n")
+    return f"{head}{block}\n\n{unmarked[end:]}"

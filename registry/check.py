@@ -52,7 +52,9 @@ def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
         yield from _row_problems(table, rows)
     yield from _reference_problems(tables)
     yield from _adapter_problems(tables)
-    yield from _blob_problems(lookup.blobs, _references(tables), read_data)
+    references = _references(tables)
+    yield from _retired_problems(lookup.blobs, tables, references)
+    yield from _blob_problems(lookup.blobs, references, read_data)
 
 
 def _database_problems(lookup: Lookup) -> Iterator[Finding]:
@@ -118,6 +120,28 @@ def _layout_digest(layout: str) -> str | None:
         return Layout.from_json(layout).digest
     except (ValueError, KeyError, TypeError, IndexError):
         return None
+
+
+def _retired_problems(store: BlobStore, tables: Mapping[str, Rows], references: dict[str, _Blob]) -> Iterator[Finding]:
+    """Takes what was rightly pruned out of `references`; what was pruned and is needed stays, and is missed."""
+    encoded = {row["adapter_id"] for row in tables["encoding"] if row["superseded_at"] is None}
+    weights = [row for row in tables["adapter_file"] if row["path"] == WEIGHTS_FILE]
+    uncoded = {row["sha256"] for row in weights if row["adapter_id"] not in encoded}
+    needed = uncoded | {row["sha256"] for row in tables["encoding"] if row["superseded_at"] is None}
+    prunable = {row["sha256"] for row in weights} - needed
+    for row in tables["retired_blob"]:
+        blob = references.get(row["sha256"])
+        if row["state"] == "deleting":
+            yield Finding(
+                f"blob {row['sha256']}",
+                "a sweep was stopped before it was done with it",
+                "`lorareg prune --sweep` goes on.",
+                severity="information",
+            )
+        if blob is None or row["state"] == "quarantined" or row["sha256"] in store:
+            continue
+        if row["sha256"] in prunable or not blob.is_needed:
+            del references[row["sha256"]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,14 @@ class MissingBlobError(IntegrityError):
     exit_code = 23
 
 
+class OriginalGoneError(LoraregError):
+    """The original {path} of {ref} was pruned on {deleted_at}; what is left is its code. Ingest the original again,
+    or use what `lorareg materialize {ref}` gives back.
+    """
+
+    exit_code = 27
+
+
 class InvalidContainerError(IntegrityError):
     """{what} cannot be decoded: {reason}. Run `lorareg check --read-data` to see what else is affected."""
 
@@ -181,6 +189,39 @@ class TrainingError(LoraregError):
     """Training the generator of cohort {cohort!r} failed: {reason}. {remedy}"""
 
     exit_code = 32
+
+
+# -- letting originals go ----------------------------------------------------------------------
+
+
+class VerificationError(LoraregError):
+    """{failed} of {checked} adapters are not what was certified; the table above names each. Nothing was changed."""
+
+    exit_code = 40
+
+
+class NoCertificateError(LoraregError):
+    """{ref} has no certificate: {reason}. {remedy}"""
+
+    exit_code = 41
+
+
+class SweepBusyError(LoraregError):
+    """Another sweep of {home} ({holder}) is under way until {until}. Try again when it is done."""
+
+    exit_code = 42
+
+
+class ReplicaError(LoraregError):
+    """Second copy at {location}: {reason}. {remedy}"""
+
+    exit_code = 43
+
+
+class SignatureError(LoraregError):
+    """{what}: {reason}. {remedy}"""
+
+    exit_code = 44
 
 
 # -- the user changed their mind ----------------------------------------------------------------

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.errors import (
+    MissingBlobError,
+    OriginalGoneError,
     UnknownAdapterError,
     UnknownCohortError,
     UnknownFileError,
@@ -23,6 +25,7 @@ from lorareg.registry.errors import (
 from lorareg.registry.names import Ref, parse_ref, suggest
 from lorareg.registry.rows import record_from_row
 from lorareg.registry.types import (
+    WEIGHTS_FILE,
     Adapter,
     AdapterFile,
     Certificate,
@@ -111,13 +114,25 @@ class Lookup(ABC):
 
         Raises:
             UnknownFileError: the adapter has no such file.
+            OriginalGoneError: it was pruned.
             MissingBlobError: its blob is gone.
             IntegrityError: its blob is damaged.
         """
         files = {file.path: file for file in self.files(adapter)}
         if path not in files:
             raise UnknownFileError(ref=adapter.ref, path=path, files=", ".join(files))
-        return self.blobs.get(files[path].sha256)
+        try:
+            return self.blobs.get(files[path].sha256)
+        except MissingBlobError as error:
+            retired = self.retired(files[path].sha256)
+            if retired is None or retired.state == "quarantined":
+                raise
+            when = (retired.deleted_at or retired.retired_at)[:10]
+            raise OriginalGoneError(ref=adapter.ref, path=path, deleted_at=when) from error
+
+    def has_original(self, adapter: Adapter) -> bool:
+        """Whether the adapter's weights are here as they were ingested."""
+        return any(file.path == WEIGHTS_FILE and file.sha256 in self.blobs for file in self.files(adapter))
 
     def tags(self, adapter: Adapter) -> list[Tag]:
         """The labels on this version, by label."""

@@ -32,9 +32,9 @@ ALONE_BYTES = "alone_code_bytes"
 MEANING: dict[str, str] = {
     "original": "bytes of the adapters' weights files as ingested; their configs and cards are not counted here",
     "stored": "bytes that must stay to give every adapter back: codes, uncompressed weights, generators, task vectors, "
-    "side files and the database",
-    "marginal": "what one more adapter costs: its code (or its weights while it has no code), task vector, rows, "
-    "and the side files that no other adapter shares",
+    "certificates, side files and the database",
+    "marginal": "what one more adapter costs: its code (or its weights while it has no code), certificate, task vector, "
+    "rows, and the side files that no other adapter shares",
     "amortised": "marginal plus an even share of what is stored once: its generator among the adapters that use it, "
     "shared side files and the cohort's row among the cohort",
     "break_even": "adapters from which a generator pays: what is stored once (generator, shared side files, rows) / "
@@ -43,6 +43,7 @@ MEANING: dict[str, str] = {
     "by what its sample adapters took both ways",
     "relative_error": "Frobenius norm of the difference of the weight update (delta W) over that of the original, "
     "measured on the decoded stored bytes when the adapter was encoded",
+    "certificates": "what was proven of each code, with 1024 projections of its original",
     "side_files": "configs and model cards; equal files are stored once",
     "rows": "values in the database rows of adapters, files, encodings, generators and cohorts",
     "database_overhead": "the rest of the database file: pages, indexes, free space, history",
@@ -50,6 +51,7 @@ MEANING: dict[str, str] = {
     "evaluation": "samples and held-out text; not needed to give an adapter back",
     "quarantined": "files and codes of removed adapters, which `lorareg restore` brings back",
     "superseded": "older codes, and generators that no code uses",
+    "retired": "originals, older codes and generators that were pruned, until the grace is over",
     "orphans": "files in the blob store that no row names",
 }
 
@@ -75,7 +77,7 @@ class AdapterReport:
 
 @dataclass(frozen=True, slots=True)
 class CohortReport:
-    """One cohort's bytes; `stored_bytes` is the sum of the six parts before it."""
+    """One cohort's bytes; `stored_bytes` is the sum of the seven parts before it."""
 
     name: str
     base_model: str
@@ -88,6 +90,7 @@ class CohortReport:
     uncompressed_bytes: int
     generator_bytes: int
     task_vector_bytes: int
+    certificate_bytes: int
     side_file_bytes: int
     row_bytes: int
     stored_bytes: int
@@ -169,7 +172,9 @@ def build_report(connection: Connection, home: Path, blobs: BlobStore) -> Report
 def _own_bytes(row: RowMapping) -> int:
     """The marginal bytes of an adapter: all that would go if it alone went."""
     stored = row["original_bytes"] if row["tier"] is None else row["code_bytes"]
-    return int(stored + row["task_vector_bytes"] + row["row_bytes"] + row["side_bytes"])
+    return int(
+        stored + sum(row[part] for part in ("task_vector_bytes", "certificate_bytes", "row_bytes", "side_bytes"))
+    )
 
 
 def _adapter_reports(
@@ -241,9 +246,10 @@ def _cohort_report(
     count = len(members)
     original = sum(report.original_bytes for report in reports)
     vectors = sum(row["task_vector_bytes"] for row in members)
-    own_rows = sum(row["row_bytes"] for row in members)
-    rows = int(own_rows + shared_rows)
-    stored = uses[Use.CODE] + uses[Use.UNCOMPRESSED] + uses[Use.GENERATOR] + vectors + uses[Use.SIDE_FILE] + rows
+    certificates = sum(row["certificate_bytes"] for row in members)
+    rows = int(sum(row["row_bytes"] for row in members) + shared_rows)
+    blobs = sum(uses[use] for use in (Use.CODE, Use.UNCOMPRESSED, Use.GENERATOR, Use.SIDE_FILE))
+    stored = blobs + vectors + certificates + rows
     shared = uses[Use.GENERATOR] + _shared_side_bytes(members, uses) + shared_rows
     errors = [report.relative_error for report in reports if report.relative_error is not None]
     return CohortReport(
@@ -258,6 +264,7 @@ def _cohort_report(
         uncompressed_bytes=uses[Use.UNCOMPRESSED],
         generator_bytes=uses[Use.GENERATOR],
         task_vector_bytes=vectors,
+        certificate_bytes=certificates,
         side_file_bytes=uses[Use.SIDE_FILE],
         row_bytes=rows,
         stored_bytes=stored,
@@ -273,6 +280,7 @@ def _cohort_report(
 def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortReport]) -> Totals:
     uses = queries.blob_bytes(connection)
     vectors = sum(cohort.task_vector_bytes for cohort in cohorts)
+    certificates = sum(cohort.certificate_bytes for cohort in cohorts)
     rows = sum(cohort.row_bytes for cohort in cohorts)
     referenced = queries.referenced_digests(connection)
     stored = {
@@ -280,15 +288,17 @@ def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortRe
         "uncompressed": uses[Use.UNCOMPRESSED],
         "generators": uses[Use.GENERATOR],
         "task_vectors": vectors,
+        "certificates": certificates,
         "side_files": uses[Use.SIDE_FILE],
         "rows": rows,
-        "database_overhead": max(0, queries.database_bytes(connection) - vectors - rows),
+        "database_overhead": max(0, queries.database_bytes(connection) - vectors - certificates - rows),
     }
     beside = {
         "originals_kept": uses[Use.ORIGINAL],
         "evaluation": uses[Use.EVALUATION],
         "quarantined": uses[Use.QUARANTINED],
         "superseded": uses[Use.SUPERSEDED],
+        "retired": uses[Use.RETIRED],
         "orphans": sum(blobs.size(digest) for digest in blobs if digest not in referenced),
     }
     original = sum(cohort.original_bytes for cohort in cohorts)

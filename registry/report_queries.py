@@ -24,6 +24,7 @@ from sqlalchemy import (
     cast,
     func,
     literal,
+    or_,
     select,
     text,
     union_all,
@@ -33,9 +34,11 @@ from lorareg.registry.schema import (
     AdapterFileRow,
     AdapterRow,
     Base,
+    CertificateRow,
     CohortRow,
     EncodingRow,
     GeneratorRow,
+    RetiredBlobRow,
     TaskVectorRow,
 )
 from lorareg.registry.types import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
@@ -54,6 +57,7 @@ class Use(IntEnum):
     EVALUATION = 5  # samples and held-out text
     QUARANTINED = 6  # of a removed adapter
     SUPERSEDED = 7  # an older encoding, or a generator that no encoding uses
+    RETIRED = 8  # pruned, in quarantine
 
 
 _live = AdapterRow.removed_at.is_(None)
@@ -88,6 +92,15 @@ def _generators_in_use() -> Select[Any]:
     )
 
 
+def _present() -> Subquery:
+    """(cohort_id, sha256, size_bytes, use) for every blob that any row names and that was not pruned."""
+    named, state = _references(), RetiredBlobRow.state
+    use = case((state.is_not(None), Use.RETIRED.value), else_=named.c.use)
+    query = select(named.c.cohort_id, named.c.sha256, named.c.size_bytes, use.label("use"))
+    query = query.outerjoin(RetiredBlobRow, RetiredBlobRow.sha256 == named.c.sha256)
+    return query.where(or_(state.is_(None), state != "deleted")).subquery("present")
+
+
 def _references() -> Subquery:
     """(cohort_id, sha256, size_bytes, use) for every blob that any row names."""
     file_use = case(
@@ -119,7 +132,7 @@ def _references() -> Subquery:
 
 def blob_bytes(connection: Connection) -> dict[Use, int]:
     """Bytes of blobs by use over the whole registry, each blob once."""
-    reference = _references()
+    reference = _present()
     blob = (
         select(func.max(reference.c.size_bytes).label("size_bytes"), func.min(reference.c.use).label("use"))
         .group_by(reference.c.sha256)
@@ -132,7 +145,7 @@ def blob_bytes(connection: Connection) -> dict[Use, int]:
 
 def cohort_blob_bytes(connection: Connection) -> dict[int, dict[Use, int]]:
     """Bytes of blobs by cohort and use, each blob once in a cohort."""
-    reference = _references()
+    reference = _present()
     blob = (
         select(
             reference.c.cohort_id,
@@ -200,11 +213,13 @@ def adapter_rows(connection: Connection) -> Sequence[RowMapping]:
             GeneratorRow.version.label("generator_version"),
             GeneratorRow.size_bytes.label("generator_bytes"),
             func.coalesce(func.length(TaskVectorRow.vector), 0).label("task_vector_bytes"),
+            row_bytes(CertificateRow).label("certificate_bytes"),
             func.coalesce(files.c.side_bytes, 0).label("side_bytes"),
             (rows + func.coalesce(files.c.row_bytes, 0)).label("row_bytes"),
         )
         .outerjoin(EncodingRow, and_(EncodingRow.adapter_id == AdapterRow.id, _current))
         .outerjoin(GeneratorRow, GeneratorRow.id == EncodingRow.generator_id)
+        .outerjoin(CertificateRow, CertificateRow.encoding_id == EncodingRow.id)
         .outerjoin(
             TaskVectorRow,
             and_(TaskVectorRow.adapter_id == AdapterRow.id, TaskVectorRow.encoder == GeneratorRow.encoder),

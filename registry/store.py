@@ -9,32 +9,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from lorareg.registry.blobs import BlobStore, StagedBlob
+from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import create_registry_engine, reading, writing
-from lorareg.registry.errors import (
-    IntegrityError,
-    LayoutMismatchError,
-    LoraregError,
-    MissingBlobError,
-    UnknownAdapterError,
-    UnknownCohortError,
-    UnknownGeneratorError,
-)
+from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
+from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
 from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, resolve_home
 from lorareg.registry.ingest import (
     IngestOutcome,
     IngestRequest,
     adapter_record,
-    next_id,
     now,
     record_adapter,
     store_files,
@@ -47,21 +41,24 @@ from lorareg.registry.revision import is_current
 from lorareg.registry.rows import record_from_row
 from lorareg.registry.schema import (
     AdapterRow,
-    CohortRow,
-    EncodingRow,
-    GeneratorRow,
+    PinRow,
     SettingRow,
     TagRow,
     TaskVectorRow,
     stored_values,
 )
+from lorareg.registry.sweep import bring_back_adapter
 from lorareg.registry.types import (
+    WEIGHTS_FILE,
     Adapter,
+    Certificate,
     Encoding,
     Finding,
     Generator,
     NewEncoding,
     NewGenerator,
+    Pin,
+    RetiredBlob,
     Tag,
     TaskVector,
     canonical_json,
@@ -69,6 +66,15 @@ from lorareg.registry.types import (
 
 _INGEST_THREADS = 2
 _INGEST_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What `restore` brought back: whether the version had been removed, and blobs from quarantine."""
+
+    adapter: Adapter
+    was_removed: bool
+    blobs: list[RetiredBlob]
 
 
 class Registry(Lookup):
@@ -122,6 +128,10 @@ class Registry(Lookup):
         """One consistent snapshot, for SQL that spans several statements."""
         return reading(self.engine, self.home)
 
+    def writing(self) -> AbstractContextManager[Session]:
+        """One transaction that is committed whole or not at all; whoever writes waits for its turn."""
+        return writing(self.engine, self.home)
+
     def ingest(self, folder: PeftFolder, *, name: str, description: str | None = None) -> IngestOutcome:
         """Take in a folder that `peft_format.read_folder` has read; ingesting it again changes nothing.
 
@@ -131,9 +141,7 @@ class Registry(Lookup):
             RegistryError: the database refused.
         """
         validate_task_name(name)
-        stored = store_files(self.blobs, folder)
-        with self._writing() as session:
-            return record_adapter(session, folder, stored, name, description)
+        return self._record(folder, store_files(self.blobs, folder), name, description)
 
     def ingest_each(self, requests: Iterable[IngestRequest]) -> Iterator[IngestOutcome | LoraregError]:
         """Ingest many folders, in order: while one is recorded, the next are read, copied and flushed.
@@ -153,8 +161,7 @@ class Registry(Lookup):
                 request, storing = ahead.popleft()
                 try:
                     folder, stored = storing.result()
-                    with self._writing() as session:
-                        outcome = record_adapter(session, folder, stored, request.name, request.description)
+                    outcome = self._record(folder, stored, request.name, request.description)
                 except LoraregError as error:
                     yield error
                 else:
@@ -168,7 +175,7 @@ class Registry(Lookup):
             UnknownAdapterError: the adapter is not in this registry.
         """
         validate_label(label)
-        with self._writing() as session:
+        with self.writing() as session:
             self._adapter_row(session, adapter)
             row = session.get(TagRow, (adapter.name, label))
             if row is None:
@@ -181,7 +188,7 @@ class Registry(Lookup):
 
     def untag(self, adapter: Adapter, label: str) -> bool:
         """Take `label` off this version; whether it was there."""
-        with self._writing() as session:
+        with self.writing() as session:
             row = session.get(TagRow, (adapter.name, validate_label(label)))
             if row is None or row.adapter_id != adapter.id:
                 return False
@@ -194,37 +201,69 @@ class Registry(Lookup):
         Raises:
             UnknownAdapterError: the adapter is not in this registry.
         """
-        with self._writing() as session:
+        with self.writing() as session:
             row = self._adapter_row(session, adapter)
             if row.removed_at is None:
                 row.removed_at = now()
             session.flush()
             return adapter_record(row)
 
-    def restore(self, ref: str) -> Adapter:
-        """Bring a removed version back; without a version, the one removed last.
+    def restore(self, ref: str) -> Restored:
+        """Bring back what is on its way out: a removed version, and originals and older codes in quarantine.
+
+        Without a version or label: the version removed last, else the newest one.
 
         Raises:
-            UnknownAdapterError: nothing removed has that name, version or label.
+            UnknownAdapterError: nothing that is removed or in quarantine has that name, version or label.
         """
         asked = parse_ref(ref)
-        query = select(AdapterRow).where(AdapterRow.name == asked.name, AdapterRow.removed_at.is_not(None))
+        query = select(AdapterRow).where(AdapterRow.name == asked.name)
         if asked.version is not None:
             query = query.where(AdapterRow.version == asked.version)
         if asked.label is not None:
             tagged = select(TagRow.adapter_id).where(TagRow.adapter_name == asked.name, TagRow.label == asked.label)
             query = query.where(AdapterRow.id.in_(tagged))
-        with self._writing() as session:
-            row = session.scalars(query.order_by(AdapterRow.removed_at.desc(), AdapterRow.version.desc())).first()
-            if row is None:
-                raise UnknownAdapterError(name=ref, home=self.home, hint=" Nothing removed goes by that name.")
-            row.removed_at = None
+        removed_first = (AdapterRow.removed_at.is_(None), AdapterRow.removed_at.desc(), AdapterRow.version.desc())
+        with self.writing() as session:
+            row = session.scalars(query.order_by(*removed_first)).first()
+            blobs = [] if row is None else bring_back_adapter(session, adapter_record(row))
+            if row is None or (row.removed_at is None and not blobs):
+                hint = " Nothing removed or in quarantine goes by that name."
+                raise UnknownAdapterError(name=ref, home=self.home, hint=hint)
+            was_removed, row.removed_at = row.removed_at is not None, None
             session.flush()
-            return adapter_record(row)
+            return Restored(adapter_record(row), was_removed, blobs)
+
+    def put_pin(self, adapter: Adapter, reason: str) -> Pin:
+        """Promise that this version's original stays, and take it off the way out if it is on it.
+
+        Raises:
+            UnknownAdapterError: the adapter is not in this registry.
+            OriginalGoneError: there is nothing left to keep.
+        """
+        with self.writing() as session:
+            self._adapter_row(session, adapter)
+            self.read_file(adapter, WEIGHTS_FILE)  # within the transaction: nothing is unlinked meanwhile
+            bring_back_adapter(session, adapter)
+            row = session.get(PinRow, adapter.id)
+            if row is None:
+                row = PinRow(adapter_id=adapter.id, reason=reason, created_at=now())
+                session.add(row)
+            row.reason = reason
+            session.flush()
+            return record_from_row(Pin, "pin", stored_values(row))
+
+    def take_pin(self, adapter: Adapter) -> bool:
+        """Take a pin away; whether there was one."""
+        with self.writing() as session:
+            row = session.get(PinRow, adapter.id)
+            if row is not None:
+                session.delete(row)
+            return row is not None
 
     def remember(self, name: str, value: object) -> None:
         """Keep a value of JSON under a name; None forgets it."""
-        with self._writing() as session:
+        with self.writing() as session:
             row = session.get(SettingRow, name)
             if value is None:
                 if row is not None:
@@ -242,7 +281,7 @@ class Registry(Lookup):
         Raises:
             UnknownAdapterError: there is no adapter of that id.
         """
-        with self._writing() as session:
+        with self.writing() as session:
             if session.get(AdapterRow, adapter_id) is None:
                 raise UnknownAdapterError(name=f"with id {adapter_id}", home=self.home, hint="")
             row = session.get(TaskVectorRow, (adapter_id, encoder))
@@ -258,73 +297,28 @@ class Registry(Lookup):
         """Record a generator whose file is stored; the same file with the same config is not recorded twice.
 
         Raises:
-            UnknownCohortError: there is no cohort of that id.
-            MissingBlobError: its file is not in the blob store.
-            IntegrityError: its file has another size.
+            LoraregError: as `encodings.add_generator`.
         """
-        self._check_blob(new.sha256, new.size_bytes)
-        config = canonical_json(new.config)
-        with self._writing() as session:
-            if session.get(CohortRow, new.cohort_id) is None:
-                raise UnknownCohortError(cohort=new.cohort_id, home=self.home)
-            mine = GeneratorRow.cohort_id == new.cohort_id
-            row = session.scalar(select(GeneratorRow).where(mine, GeneratorRow.sha256 == new.sha256))
-            if row is None or row.config != config:
-                newest = session.scalar(select(func.max(GeneratorRow.version)).where(mine)) or 0
-                row = GeneratorRow(
-                    id=next_id(session, GeneratorRow),
-                    cohort_id=new.cohort_id,
-                    version=newest + 1,
-                    sha256=new.sha256,
-                    size_bytes=new.size_bytes,
-                    arch=new.arch,
-                    encoder=new.encoder,
-                    config=config,
-                    metrics=canonical_json(new.metrics),
-                    created_at=now(),
-                )
-                session.add(row)
-                session.flush()
+        with self.writing() as session:
+            row = add_generator(session, self.home, self.blobs, new)
             return record_from_row(Generator, "generator", stored_values(row))
 
     def record_encoding(self, new: NewEncoding) -> Encoding:
         """Make this the adapter's current encoding, superseding the one before in the same transaction.
 
         Raises:
-            MissingBlobError: its code is not in the blob store.
-            IntegrityError: its code has another size.
-            UnknownAdapterError: there is no adapter of that id.
-            UnknownGeneratorError: there is no generator of that id.
-            LayoutMismatchError: the generator is of another cohort than the adapter.
+            LoraregError: as `encodings.add_encoding`.
         """
-        self._check_blob(new.sha256, new.size_bytes)
-        tolerance, fidelity = canonical_json(new.tolerance), canonical_json(new.fidelity)
-        with self._writing() as session:
-            self._check_generator(session, new)
-            current = select(EncodingRow).where(
-                EncodingRow.adapter_id == new.adapter_id, EncodingRow.superseded_at.is_(None)
-            )
-            for older in session.scalars(current):
-                older.superseded_at = now()
-            session.flush()
-            row = EncodingRow(
-                id=next_id(session, EncodingRow),
-                adapter_id=new.adapter_id,
-                generator_id=new.generator_id,
-                codec=new.codec,
-                tier=new.tier,
-                sha256=new.sha256,
-                size_bytes=new.size_bytes,
-                output_digest=new.output_digest,
-                output_bytes=new.output_bytes,
-                tolerance=tolerance,
-                fidelity=fidelity,
-                created_at=now(),
-                superseded_at=None,
-            )
-            session.add(row)
-            session.flush()
+        with self.writing() as session:
+            row = add_encoding(session, self.home, self.blobs, new)
             return record_from_row(Encoding, "encoding", stored_values(row))
+
+    def certify(self, adapter: Adapter, encoding: Encoding, proof: Proof) -> Certificate:
+        """Record what was proven of an encoding that is recorded already, replacing what was proven before."""
+        digest = digest_of(compose(Subject.of(self, adapter, encoding), proof))
+        with self.writing() as session:
+            row = put_certificate(session, encoding.id, digest, proof)
+            return record_from_row(Certificate, "certificate", stored_values(row))
 
     def check(self, read_data: bool = False) -> Iterator[Finding]:
         """Walk everything and yield what is wrong; see `check.check`. Changes nothing."""
@@ -332,13 +326,27 @@ class Registry(Lookup):
 
         return check(self, read_data)
 
-    def _writing(self) -> AbstractContextManager[Session]:
-        return writing(self.engine, self.home)
-
     def _store(self, request: IngestRequest) -> tuple[PeftFolder, dict[str, StagedBlob]]:
         validate_task_name(request.name)
         folder = read_folder(request.path)
         return folder, store_files(self.blobs, folder)
+
+    def _record(
+        self, folder: PeftFolder, stored: dict[str, StagedBlob], name: str, description: str | None
+    ) -> IngestOutcome:
+        """Write the rows of a folder; files that a sweep unlinked since they were stored are stored once more."""
+        try:
+            return self._record_once(folder, stored, name, description)
+        except MissingBlobError:
+            return self._record_once(folder, store_files(self.blobs, folder), name, description)
+
+    def _record_once(
+        self, folder: PeftFolder, stored: dict[str, StagedBlob], name: str, description: str | None
+    ) -> IngestOutcome:
+        with self.writing() as session:
+            for blob in stored.values():
+                claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
+            return record_adapter(session, folder, stored, name, description)
 
     def _fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         with self.reading() as connection:
@@ -349,29 +357,3 @@ class Registry(Lookup):
         if row is None or row.name != adapter.name:
             raise UnknownAdapterError(name=adapter.ref, home=self.home, hint="")
         return row
-
-    def _check_blob(self, sha256: str, size_bytes: int) -> None:
-        if sha256 not in self.blobs:
-            raise MissingBlobError(digest=sha256, store=self.blobs.root)
-        found = self.blobs.size(sha256)
-        if found != size_bytes:
-            raise IntegrityError(
-                what=f"Blob {sha256}", expected=f"{size_bytes} bytes", found=f"{found}", remedy="Store it again."
-            )
-
-    def _check_generator(self, session: Session, new: NewEncoding) -> None:
-        adapter = session.get(AdapterRow, new.adapter_id)
-        if adapter is None:
-            raise UnknownAdapterError(name=f"with id {new.adapter_id}", home=self.home, hint="")
-        if new.generator_id is None:
-            return
-        generator = session.get(GeneratorRow, new.generator_id)
-        if generator is None:
-            raise UnknownGeneratorError(generator=new.generator_id, home=self.home)
-        if generator.cohort_id != adapter.cohort_id:
-            raise LayoutMismatchError(
-                what=f"Adapter {adapter.name}@{adapter.version}",
-                found=f"cohort {adapter.cohort_id}'s",
-                expected=f"that of cohort {generator.cohort_id}, which generator {generator.id} covers",
-                remedy="Use a generator of its own cohort.",
-            )

@@ -127,12 +127,12 @@ def test_removing_restoring_and_reviving(registry: Registry, make_adapter: MakeA
         registry.adapter("task")
     assert registry.adapters() == []
     assert registry.adapters(include_removed=True) == [removed]
-    assert registry.restore("task@1") == adapter
-    with pytest.raises(UnknownAdapterError, match="Nothing removed goes by that name"):
+    assert registry.restore("task@1").adapter == adapter
+    with pytest.raises(UnknownAdapterError, match="Nothing removed or in quarantine goes by that name"):
         registry.restore("task")
     registry.tag(adapter, "stable")
     registry.remove(adapter)
-    assert registry.restore("task@stable") == adapter
+    assert registry.restore("task@stable").adapter == adapter
     registry.remove(adapter)
     revived = take(registry, make_adapter())
     assert (revived.kind, revived.adapter) == ("revived", adapter)

@@ -1,0 +1,207 @@
+"""The steps by which blobs go: retire, bring back, sweep, and clearing away what no row ever named.
+
+`prune.plan` decides, here is only done what it says. See there for the protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from lorareg.registry.errors import SweepBusyError
+from lorareg.registry.files import sync_folder
+from lorareg.registry.ingest import now
+from lorareg.registry.prune import Plan, plan
+from lorareg.registry.report_queries import referenced_digests
+from lorareg.registry.rows import record_from_row
+from lorareg.registry.schema import AdapterFileRow, EncodingRow, RetiredBlobRow, SettingRow, stored_values
+from lorareg.registry.types import Adapter, RetiredBlob, canonical_json
+
+if TYPE_CHECKING:
+    from lorareg.registry.store import Registry
+
+GRACE_DAYS = 7.0
+SWEEP_LIMIT = 1000
+LEASE_S = 900.0
+LEASE = "sweep_lease"
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did: files deleted, blobs that stay after all, and how many are due but over the limit."""
+
+    deleted: list[RetiredBlob]
+    stay: list[RetiredBlob]
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A file in the blob store that no row names."""
+
+    sha256: str
+    size_bytes: int
+    age_s: float
+
+
+def retire(registry: Registry, proofs: Mapping[str, str]) -> list[RetiredBlob]:
+    """Quarantine the blobs of `proofs` (by digest) that the plan, asked again, still lets go with that proof."""
+    with registry.writing() as session:
+        found, rows = _plan(session), []
+        for blob in found.fresh:
+            if proofs.get(blob.sha256) != blob.proof:
+                continue
+            row = RetiredBlobRow(
+                sha256=blob.sha256,
+                size_bytes=blob.size_bytes,
+                kind=blob.kind,
+                proof=blob.proof,
+                state="quarantined",
+                retired_at=now(),
+                deleted_at=None,
+            )
+            session.add(row)
+            rows.append(row)
+        session.flush()
+        return [_record(row) for row in rows]
+
+
+def bring_back_adapter(session: Session, adapter: Adapter) -> list[RetiredBlob]:
+    """Take an adapter's own blobs off the way out, as far as they are not deleted; what came back."""
+    files = select(AdapterFileRow.sha256).where(AdapterFileRow.adapter_id == adapter.id)
+    codes = select(EncodingRow.sha256).where(EncodingRow.adapter_id == adapter.id)
+    mine = RetiredBlobRow.sha256.in_(files) | RetiredBlobRow.sha256.in_(codes)
+    rows = session.scalars(select(RetiredBlobRow).where(mine, RetiredBlobRow.state == "quarantined")).all()
+    back = [_record(row) for row in rows]
+    for row in rows:
+        session.delete(row)
+    return back
+
+
+def sweep(registry: Registry, grace: timedelta, limit: int = SWEEP_LIMIT) -> Swept:
+    """Delete what has been in quarantine for `grace`, at most `limit` files; safe to stop and to run again.
+
+    Raises:
+        SweepBusyError: another sweep is under way.
+    """
+    with _lease(registry):
+        stay, left = _mark(registry, grace, limit)
+        deleted, later = _unlink(registry)
+    return Swept(deleted, stay + later, left)
+
+
+def find_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
+    """Files that no row names and that were stored longer ago than `grace`."""
+    with registry.reading() as connection:
+        named = referenced_digests(connection)
+    return list(_orphans(registry, named, grace))
+
+
+def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
+    """Delete them, looked for again under the write lock: nobody can come to name one meanwhile."""
+    with registry.writing() as session:
+        found = list(_orphans(registry, referenced_digests(session.connection()), grace))
+        _unlink_files(registry, [orphan.sha256 for orphan in found])
+    return found
+
+
+def _mark(registry: Registry, grace: timedelta, limit: int) -> tuple[list[RetiredBlob], int]:
+    """Commit `deleting` for what is due; gives back what stays after all, and how many are over the limit."""
+    before = (datetime.now(UTC) - grace).isoformat(timespec="microseconds")
+    with registry.writing() as session:
+        found, stay = _plan(session), []
+        waiting = select(RetiredBlobRow).where(
+            RetiredBlobRow.state == "quarantined", RetiredBlobRow.retired_at <= before
+        )
+        due = session.scalars(waiting.order_by(RetiredBlobRow.retired_at, RetiredBlobRow.sha256)).all()
+        for row in due[:limit]:
+            if _may_go(found, row):
+                row.state = "deleting"
+            else:
+                stay.append(_record(row))
+                session.delete(row)
+        return stay, max(len(due) - limit, 0)
+
+
+def _unlink(registry: Registry) -> tuple[list[RetiredBlob], list[RetiredBlob]]:
+    """Unlink what is `deleting`, also from a sweep that was stopped; gives back what went and what stays."""
+    with registry.writing() as session:
+        found, stay = _plan(session), []
+        going = []
+        for row in session.scalars(select(RetiredBlobRow).where(RetiredBlobRow.state == "deleting")).all():
+            if _may_go(found, row) or row.sha256 not in registry.blobs:
+                going.append(row)
+            else:
+                stay.append(_record(row))
+                session.delete(row)
+        _unlink_files(registry, [row.sha256 for row in going])
+        for row in going:
+            row.state, row.deleted_at = "deleted", now()
+        session.flush()
+        return [_record(row) for row in going], stay
+
+
+def _unlink_files(registry: Registry, digests: Sequence[str]) -> None:
+    paths = [registry.blobs.path(digest) for digest in digests]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in sorted({path.parent for path in paths}):
+        if folder.is_dir():
+            sync_folder(folder)
+
+
+def _orphans(registry: Registry, named: set[str], grace: timedelta) -> Iterator[Orphan]:
+    for digest in registry.blobs:
+        if digest not in named:
+            status = registry.blobs.path(digest).stat()
+            age_s = time.time() - status.st_mtime
+            if age_s >= grace.total_seconds():
+                yield Orphan(digest, status.st_size, age_s)
+
+
+def _may_go(found: Plan, row: RetiredBlobRow) -> bool:
+    blob = found.removable.get(row.sha256)
+    return blob is not None and blob.proof == row.proof
+
+
+def _plan(session: Session) -> Plan:
+    session.flush()
+    return plan(lambda sql: [dict(row) for row in session.execute(text(sql)).mappings()])
+
+
+def _record(row: RetiredBlobRow) -> RetiredBlob:
+    return record_from_row(RetiredBlob, "retired_blob", stored_values(row))
+
+
+@contextmanager
+def _lease(registry: Registry) -> Iterator[None]:
+    """One sweep at a time; a lease that its holder did not give back ends by itself."""
+    holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
+    until = (datetime.now(UTC) + timedelta(seconds=LEASE_S)).isoformat(timespec="seconds")
+    with registry.writing() as session:
+        row = session.get(SettingRow, LEASE)
+        held = {} if row is None else json.loads(row.value)
+        if held and held["until"] > datetime.now(UTC).isoformat(timespec="seconds"):
+            raise SweepBusyError(home=registry.home, holder=held["holder"], until=held["until"])
+        value = canonical_json({"holder": holder, "until": until})
+        if row is None:
+            session.add(SettingRow(name=LEASE, value=value, created_at=now()))
+        else:
+            row.value = value
+    try:
+        yield
+    finally:
+        with registry.writing() as session:
+            row = session.get(SettingRow, LEASE)
+            if row is not None and json.loads(row.value)["holder"] == holder:
+                session.delete(row)
