@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lorareg.cli import certificate as certificate_command
 from lorareg.cli import check as check_command
 from lorareg.cli import cohorts as cohorts_command
 from lorareg.cli import compress as compress_command
@@ -23,11 +24,15 @@ from lorareg.cli import ingest as ingest_command
 from lorareg.cli import list as list_command
 from lorareg.cli import materialize as materialize_command
 from lorareg.cli import migrate as migrate_command
+from lorareg.cli import pin as pin_command
+from lorareg.cli import prune as prune_command
 from lorareg.cli import quickstart as quickstart_command
+from lorareg.cli import replicate as replicate_command
 from lorareg.cli import report as report_command
 from lorareg.cli import rm as rm_command
 from lorareg.cli import show as show_command
 from lorareg.cli import tag as tag_command
+from lorareg.cli import verify as verify_command
 from lorareg.cli.options import AsJson, Home, Quiet
 from lorareg.registry.errors import StoppedError
 
@@ -65,6 +70,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compress": compress_command.compress,
     "materialize": materialize_command.materialize,
     "report": report_command.report,
+    "verify": verify_command.verify,
+    "certificate": certificate_command.certificate,
     "check": check_command.check,
     "list": list_command.list_adapters,
     "show": show_command.show,
@@ -72,6 +79,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tag": tag_command.tag,
     "rm": rm_command.rm,
     "restore": rm_command.restore,
+    "pin": pin_command.pin,
+    "replicate": replicate_command.replicate,
+    "prune": prune_command.prune,
+    "gc": prune_command.gc,
     "migrate": migrate_command.migrate,
     "quickstart": quickstart_command.quickstart,
 }

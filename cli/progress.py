@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lorareg.cli.output import Output, printable
@@ -26,59 +27,71 @@ def _format_figures(figures: dict[str, float]) -> str:
     return "  ".join(f"{name.replace('_per_s', '/s')} {value:.4g}" for name, value in figures.items())
 
 
+@dataclass(slots=True)
+class _Stage:
+    """A stage under way; one may begin inside another."""
+
+    name: str
+    total: int
+    done: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.done}/{self.total}  {_format_figures(self.figures)}".rstrip()
+
+
 class LogReporter:
-    """A line at the start and end of a stage and every few seconds between."""
+    """A line at the end of a stage and every few seconds before; of a stage within another only the latter."""
 
     def __init__(self) -> None:
-        self._stage, self._total, self._done = "", 0, 0
-        self._started_s = self._logged_s = 0.0
-        self._figures: dict[str, float] = {}
+        self._stages: list[_Stage] = []
+        self._logged_s = time.monotonic()
 
     def start(self, stage: str, total: int) -> None:
-        self._stage, self._total, self._done, self._figures = stage, total, 0, {}
-        self._started_s = self._logged_s = time.monotonic()
+        self._stages.append(_Stage(stage, total))
+        if len(self._stages) == 1:
+            self._logged_s = time.monotonic()
 
     def advance(self, n: int = 1, **figures: float) -> None:
-        self._done += n
-        self._figures.update(figures)
-        now = time.monotonic()
+        stage, now = self._stages[-1], time.monotonic()
+        stage.done += n
+        stage.figures.update(figures)
         if now - self._logged_s >= LOG_INTERVAL_S:
             self._logged_s = now
-            left_s = (now - self._started_s) * (self._total - self._done) / max(self._done, 1)
-            self.note(f"{self._line()}  about {max(left_s, 0):.0f} s left")
+            left_s = (now - stage.started_s) * (stage.total - stage.done) / max(stage.done, 1)
+            self.note(f"{stage}  about {max(left_s, 0):.0f} s left")
 
     def finish(self) -> None:
-        elapsed_s = time.monotonic() - self._started_s
-        self.note(f"{self._line()}  {elapsed_s:.1f} s")
+        stage = self._stages.pop()
+        if not self._stages:
+            self.note(f"{stage}  {time.monotonic() - stage.started_s:.1f} s")
 
     def note(self, message: str) -> None:
         print(printable(message), file=sys.stderr, flush=True)
 
-    def _line(self) -> str:
-        return f"{self._stage}: {self._done}/{self._total}  {_format_figures(self._figures)}".rstrip()
-
 
 class BarReporter:
-    """One bar a stage, with its figures, the time taken and the time left."""
+    """One bar a stage, with its figures, the time taken and the time left; one within another goes with its end."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._bar: TaskID | None = None
-        self._figures: dict[str, float] = {}
+        self._stages: list[tuple[TaskID, dict[str, float]]] = []
 
     def start(self, stage: str, total: int) -> None:
-        self._figures = {}
-        self._bar = self._bars.add_task(printable(stage), total=total, figures="")
+        self._stages.append((self._bars.add_task(printable(stage), total=total, figures=""), {}))
 
     def advance(self, n: int = 1, **figures: float) -> None:
-        assert self._bar is not None
-        self._figures.update(figures)
-        self._bars.update(self._bar, advance=n, figures=_format_figures(self._figures))
+        bar, known = self._stages[-1]
+        known.update(figures)
+        self._bars.update(bar, advance=n, figures=_format_figures(known))
 
     def finish(self) -> None:
-        if self._bar is not None:
-            self._bars.stop_task(self._bar)
-            self._bar = None
+        bar, _ = self._stages.pop()
+        if self._stages:
+            self._bars.remove_task(bar)
+        else:
+            self._bars.stop_task(bar)
 
     def note(self, message: str) -> None:
         self._bars.console.print(printable(message), markup=False, highlight=False)

@@ -108,6 +108,8 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.tmp = root / "tmp"
+        self.cold = False
+        """Whether blobs are read from the disk, past what the system has of them in memory."""
         self._prepared = False
 
     @contextmanager
@@ -225,9 +227,12 @@ class BlobStore:
 
     def _open(self, digest: str) -> BinaryIO:
         try:
-            return open(self.path(digest), "rb")
+            file = open(self.path(digest), "rb")  # noqa: SIM115, closed by who reads it
         except FileNotFoundError as error:
             raise MissingBlobError(digest=digest, store=self.root) from error
+        if self.cold and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return file
 
     def _compare(self, expected: str, found: str) -> None:
         if found != expected:

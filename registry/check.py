@@ -44,7 +44,7 @@ def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
     """Yield every problem found, in the order of the walk; `read_data` also hashes every blob."""
     try:
         yield from _database_problems(lookup)
-        tables = {table: lookup._fetch(f"SELECT * FROM {table}") for table in TABLES}
+        tables = {table: lookup.fetch(f"SELECT * FROM {table}") for table in TABLES}
     except RegistryError as error:
         yield Finding("database", str(error.fields["reason"]), _BACKUP_REMEDY)
         return
@@ -58,11 +58,11 @@ def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
 
 
 def _database_problems(lookup: Lookup) -> Iterator[Finding]:
-    for row in lookup._fetch("PRAGMA integrity_check"):
+    for row in lookup.fetch("PRAGMA integrity_check"):
         (answer,) = row.values()
         if answer != "ok":
             yield Finding("database", f"SQLite finds: {answer}", _BACKUP_REMEDY)
-    for row in lookup._fetch("PRAGMA foreign_key_check"):
+    for row in lookup.fetch("PRAGMA foreign_key_check"):
         problem = f"row {row['rowid']} refers to a row of table {row['parent']!r} that is gone"
         yield Finding(f"table {row['table']!r}", problem, _BACKUP_REMEDY)
 

@@ -2,7 +2,7 @@
 
 `reader.Reader` answers through the standard library's sqlite3, because importing SQLAlchemy alone
 takes longer than decoding an adapter; `store.Registry` answers through SQLAlchemy. Both give
-`_fetch`, and every row passes its digest on the way to becoming a record.
+`fetch`, and every row passes its digest on the way to becoming a record.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from lorareg.registry.types import (
     Cohort,
     Encoding,
     Generator,
+    GeneratorCopy,
     Pin,
     RetiredBlob,
     Setting,
@@ -49,7 +50,7 @@ class Lookup(ABC):
     blobs: BlobStore
 
     @abstractmethod
-    def _fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
+    def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         """Run a SELECT with `:named` parameters and return its rows."""
 
     def adapter(self, ref: str) -> Adapter:
@@ -180,13 +181,17 @@ class Lookup(ABC):
         """Where a blob is on its way out, if it is."""
         return self._first(RetiredBlob, "retired_blob", "WHERE sha256 = :sha256", sha256=sha256)
 
+    def generator_copies(self, generator_id: int) -> list[GeneratorCopy]:
+        """Where second copies of a generator are."""
+        return self._all(GeneratorCopy, "generator_copy", "WHERE generator_id = :id ORDER BY location", id=generator_id)
+
     def setting(self, name: str) -> Any:
         """What the registry remembers under a name; None if nothing."""
         found = self._first(Setting, "setting", "WHERE name = :name", name=name)
         return None if found is None else json.loads(found.value)
 
     def _all(self, record: type[Record], table: str, rest: str, **parameters: object) -> list[Record]:
-        rows = self._fetch(f"SELECT * FROM {table} {rest}", **parameters)
+        rows = self.fetch(f"SELECT * FROM {table} {rest}", **parameters)
         return [record_from_row(record, table, row) for row in rows]
 
     def _first(self, record: type[Record], table: str, rest: str, **parameters: object) -> Record | None:
@@ -200,7 +205,7 @@ class Lookup(ABC):
             return f" Its versions are {', '.join(kept)}."
         if versions:
             return f" It was removed; `lorareg restore {asked.name}` brings it back."
-        names = (row["name"] for row in self._fetch("SELECT DISTINCT name FROM adapter WHERE removed_at IS NULL"))
+        names = (row["name"] for row in self.fetch("SELECT DISTINCT name FROM adapter WHERE removed_at IS NULL"))
         return suggest(asked.name, names)
 
 

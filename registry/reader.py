@@ -48,7 +48,7 @@ class Reader(Lookup):
     ) -> None:
         self.close()
 
-    def _fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
+    def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         try:
             rows = self._connection.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:

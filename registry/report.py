@@ -33,7 +33,7 @@ MEANING: dict[str, str] = {
     "original": "bytes of the adapters' weights files as ingested; their configs and cards are not counted here",
     "stored": "bytes that must stay to give every adapter back: codes, uncompressed weights, generators, task vectors, "
     "certificates, side files and the database",
-    "marginal": "what one more adapter costs: its code (or its weights while it has no code), certificate, task vector, "
+    "marginal": "what one more adapter costs: its code (or its weights while it has none), certificate, task vector, "
     "rows, and the side files that no other adapter shares",
     "amortised": "marginal plus an even share of what is stored once: its generator among the adapters that use it, "
     "shared side files and the cohort's row among the cohort",

@@ -348,7 +348,7 @@ class Registry(Lookup):
                 claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
             return record_adapter(session, folder, stored, name, description)
 
-    def _fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
+    def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         with self.reading() as connection:
             return [dict(row) for row in connection.execute(text(sql), parameters).mappings()]
 

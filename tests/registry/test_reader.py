@@ -58,7 +58,7 @@ def test_removed_adapters_do_not_resolve(filled: Registry, home: Path) -> None:
 
 def test_it_cannot_write(filled: Registry, home: Path) -> None:
     with Reader(home) as reader, pytest.raises(RegistryError, match=r"readonly database.*permissions"):
-        reader._fetch("DELETE FROM adapter")
+        reader.fetch("DELETE FROM adapter")
 
 
 def test_tampering_is_noticed(filled: Registry, home: Path) -> None:

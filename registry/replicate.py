@@ -1,0 +1,254 @@
+"""A second copy of what must stay, somewhere else: a folder, or anything fsspec reaches (s3://bucket/path).
+
+The copy is itself a registry: blobs under their digests, read back and hashed before they count, and a
+snapshot of the database, in which originals that were not copied are marked as gone. `--home FOLDER` opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lorareg.registry.blobs import BlobStore
+from lorareg.registry.errors import IntegrityError, MissingBlobError, MissingExtraError, ReplicaError
+from lorareg.registry.files import sync_file, sync_folder
+from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE
+from lorareg.registry.ingest import now
+from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow
+
+if TYPE_CHECKING:
+    from lorareg.registry.store import Registry
+
+
+class Location(Protocol):
+    """Where a second copy is."""
+
+    def has(self, sha256: str, size_bytes: int) -> bool:
+        """Whether a blob of that size is there; its bytes are not looked at."""
+
+    def get(self, sha256: str) -> bytes:
+        """A blob, verified.
+
+        Raises:
+            MissingBlobError: it is not there.
+            IntegrityError: its bytes are others.
+        """
+
+    def put(self, sha256: str, data: bytes) -> None:
+        """Store a blob."""
+
+    def put_database(self, snapshot: Path) -> None:
+        """Store the database, replacing an older one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replicated:
+    """What replicating did."""
+
+    location: str
+    copied: int
+    copied_bytes: int
+    present: int  # blobs that were there already
+    generators: int
+
+
+def open_location(location: str) -> Location:
+    """A folder or a URL.
+
+    Raises:
+        MissingExtraError: a URL needs fsspec, or the package behind its protocol.
+        ReplicaError: the URL is none that fsspec knows.
+    """
+    return _Remote.open(location) if "://" in location else _Folder(Path(location))
+
+
+def replicate(registry: Registry, location: str, originals: bool, advance: Callable[[int], object]) -> Replicated:
+    """Copy what must stay (with `originals`, all), verify the copies, and record which generators have one.
+
+    `advance` is called after each blob.
+
+    Raises:
+        ReplicaError: the location is the registry itself, or cannot be written.
+        IntegrityError: a blob is damaged here; `repair` may bring it back.
+    """
+    resolved = location if "://" in location else str(Path(location).resolve())
+    if "://" not in location and Path(resolved).is_relative_to(registry.home.resolve()):
+        raise ReplicaError(location=location, reason="it is inside the registry", remedy="Choose another disk.")
+    target, copied, copied_bytes, present = open_location(resolved), 0, 0, 0
+    wanted, left_out = blobs_to_copy(registry, originals)
+    try:
+        for sha256, size_bytes in wanted.items():
+            if target.has(sha256, size_bytes):
+                present += 1
+            else:
+                target.put(sha256, registry.blobs.get(sha256))
+                target.get(sha256)
+                copied, copied_bytes = copied + 1, copied_bytes + size_bytes
+            advance(1)
+        with tempfile.TemporaryDirectory() as folder:
+            snapshot = Path(folder) / DATABASE_FILE
+            _snapshot(registry, snapshot, left_out)
+            target.put_database(snapshot)
+    except OSError as error:
+        reason = f"it cannot be written ({error.strerror or error})"
+        raise ReplicaError(location=location, reason=reason, remedy="What was copied stays.") from error
+    generators = _record(registry, resolved, wanted)
+    return Replicated(resolved, copied, copied_bytes, present, generators)
+
+
+def repair(registry: Registry, location: str, advance: Callable[[int], object]) -> list[str]:
+    """Bring back blobs that are missing or damaged here and whole at the location; their digests.
+
+    Raises:
+        ReplicaError: there is no second copy there.
+    """
+    target, mended = open_location(location), []
+    wanted, _ = blobs_to_copy(registry, originals=True)
+    for sha256, size_bytes in wanted.items():
+        if not registry.blobs.is_intact(sha256, size_bytes) and target.has(sha256, size_bytes):
+            registry.blobs.put_bytes(target.get(sha256))
+            mended.append(sha256)
+        advance(1)
+    return mended
+
+
+def blobs_to_copy(registry: Registry, originals: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Blobs by digest with their sizes: those to copy, and those that are left out.
+
+    Left out are older codes and generators, and originals of encoded adapters unless they are asked for.
+    """
+    wanted: dict[str, int] = {}
+    for row in registry.fetch("SELECT sha256, size_bytes FROM adapter_file"):
+        wanted[row["sha256"]] = row["size_bytes"]
+    for row in registry.fetch("SELECT sha256, size_bytes FROM encoding WHERE superseded_at IS NULL"):
+        wanted[row["sha256"]] = row["size_bytes"]
+    in_use = "SELECT generator_id FROM encoding WHERE superseded_at IS NULL"
+    for row in registry.fetch(f"SELECT sha256, size_bytes FROM generator WHERE id IN ({in_use})"):
+        wanted[row["sha256"]] = row["size_bytes"]
+    coded = "SELECT adapter_id FROM encoding WHERE superseded_at IS NULL"
+    weights = "path = 'adapter_model.safetensors'"
+    uncoded = {
+        r["sha256"] for r in registry.fetch(f"SELECT sha256 FROM adapter_file WHERE adapter_id NOT IN ({coded})")
+    }
+    kept_codes = {r["sha256"] for r in registry.fetch("SELECT sha256 FROM encoding WHERE superseded_at IS NULL")}
+    left_out = {
+        row["sha256"]: row["size_bytes"]
+        for row in registry.fetch(f"SELECT sha256, size_bytes FROM adapter_file WHERE {weights}")
+        if row["sha256"] not in uncoded | kept_codes and not (originals and row["sha256"] in registry.blobs)
+    }
+    return {sha256: size for sha256, size in wanted.items() if sha256 not in left_out}, left_out
+
+
+def _snapshot(registry: Registry, path: Path, left_out: Mapping[str, int]) -> None:
+    """A copy of the database in which what is not copied counts as gone."""
+    from sqlalchemy.orm import Session
+
+    from lorareg.registry.database import create_registry_engine
+
+    with closing(sqlite3.connect(registry.home / DATABASE_FILE)) as connection:
+        connection.execute("VACUUM INTO ?", (str(path),))
+    engine = create_registry_engine(path.parent)
+    try:
+        with Session(engine) as session, session.begin():
+            for sha256, size_bytes in left_out.items():
+                row = session.get(RetiredBlobRow, sha256)
+                if row is None:
+                    row = RetiredBlobRow(
+                        sha256=sha256, size_bytes=size_bytes, kind="original", proof="", retired_at=now()
+                    )
+                    session.add(row)
+                row.state, row.deleted_at = "deleted", row.deleted_at or now()
+    finally:
+        engine.dispose()
+
+
+def _record(registry: Registry, location: str, copied: Mapping[str, int]) -> int:
+    """Record the generators that have a copy there; how many."""
+    with registry.writing() as session:
+        numbers = [row["id"] for row in registry.fetch("SELECT id, sha256 FROM generator") if row["sha256"] in copied]
+        for number in numbers:
+            if session.get(GeneratorCopyRow, (number, location)) is None:
+                session.add(GeneratorCopyRow(generator_id=number, location=location, created_at=now()))
+        return len(numbers)
+
+
+class _Folder:
+    """A folder laid out as a registry."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = BlobStore(root / BLOBS_FOLDER)
+
+    def has(self, sha256: str, size_bytes: int) -> bool:
+        return sha256 in self.blobs and self.blobs.size(sha256) == size_bytes
+
+    def get(self, sha256: str) -> bytes:
+        return self.blobs.get(sha256)
+
+    def put(self, sha256: str, data: bytes) -> None:
+        self.blobs.put_bytes(data)
+
+    def put_database(self, snapshot: Path) -> None:
+        fresh = self.root / f".{DATABASE_FILE}.new"
+        fresh.write_bytes(snapshot.read_bytes())
+        sync_file(fresh)
+        for leftover in (f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm"):
+            (self.root / leftover).unlink(missing_ok=True)  # of an older snapshot that somebody opened
+        fresh.replace(self.root / DATABASE_FILE)
+        sync_folder(self.root)
+
+
+class _Remote:
+    """Anything fsspec reaches, laid out the same way."""
+
+    def __init__(self, files: Any, root: str) -> None:
+        self.files, self.root = files, root.rstrip("/")
+
+    @staticmethod
+    def open(url: str) -> _Remote:
+        protocol = url.partition("://")[0]
+        try:
+            import fsspec
+            from fsspec.core import url_to_fs
+
+            if protocol not in fsspec.available_protocols():
+                raise ReplicaError(
+                    location=url, reason=f"{protocol}:// is not known", remedy="Give a folder, or a URL such as s3://."
+                )
+            return _Remote(*url_to_fs(url))
+        except ImportError as error:
+            package = (error.name or {"s3": "s3fs"}.get(protocol) or "fsspec").partition(".")[0]
+            raise MissingExtraError(feature=url, package=package, extra="remote") from error
+
+    def has(self, sha256: str, size_bytes: int) -> bool:
+        path = self._path(sha256)
+        return bool(self.files.exists(path)) and self.files.size(path) == size_bytes
+
+    def get(self, sha256: str) -> bytes:
+        self.files.invalidate_cache()
+        try:
+            data = bytes(self.files.cat_file(self._path(sha256)))
+        except FileNotFoundError as error:
+            raise MissingBlobError(digest=sha256, store=self.root) from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise IntegrityError(what=f"Blob {sha256}", expected=sha256, found=found, remedy="Copy it again.")
+        return data
+
+    def put(self, sha256: str, data: bytes) -> None:
+        path = self._path(sha256)
+        self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self.files.pipe_file(path, data)
+
+    def put_database(self, snapshot: Path) -> None:
+        self.files.makedirs(self.root, exist_ok=True)
+        self.files.pipe_file(f"{self.root}/{DATABASE_FILE}", snapshot.read_bytes())
+
+    def _path(self, sha256: str) -> str:
+        return f"{self.root}/{BLOBS_FOLDER}/{sha256[:2]}/{sha256[2:]}"
