@@ -124,11 +124,7 @@ def _verify_each(
 
 
 def _show(output: Output, verdicts: list[Verdict]) -> None:
-    rows = [_row(verdict) for verdict in verdicts]
-    columns = ("adapter", "original", "error", "worst module", "its error", "estimated", "kl", "gain", "holds")
-    table = Table(
-        columns, rows, numbers=frozenset({"error", "its error", "kl", "gain"}), flexible=frozenset({"worst module"})
-    )
+    table = _table([_row(verdict) for verdict in verdicts])
     blocks: list[Table | str] = [table]
     if len(verdicts) == 1 and verdicts[0].modules:
         blocks.append(_modules(verdicts[0]))
@@ -139,19 +135,29 @@ def _show(output: Output, verdicts: list[Verdict]) -> None:
     output.show(data, *blocks, brief=brief)
 
 
-def _row(verdict: Verdict) -> tuple[str, ...]:
+def _row(verdict: Verdict) -> dict[str, str]:
     found, estimated = verdict.measured, verdict.estimated
-    between = f"{estimated['low']:.4f} to {estimated['high']:.4f}" if estimated else MISSING
-    return (
-        verdict.ref,
-        verdict.original,
-        format_error(found.get("relative_error")),
-        str(found.get("worst_module", MISSING)),
-        format_error(found.get("worst_module_error")),
-        between,
-        f"{found['kl_divergence']:.5f}" if "kl_divergence" in found else MISSING,
-        f"{100 * found['gain_retained']:.2f}%" if "gain_retained" in found else MISSING,
-        "yes" if verdict.holds else "no",
+    return {
+        "adapter": verdict.ref,
+        "original": verdict.original,
+        "error": format_error(found.get("relative_error")),
+        "worst module": str(found.get("worst_module", MISSING)),
+        "its error": format_error(found.get("worst_module_error")),
+        "estimated": f"{estimated['low']:.4f} to {estimated['high']:.4f}" if estimated else MISSING,
+        "kl": f"{found['kl_divergence']:.5f}" if "kl_divergence" in found else MISSING,
+        "gain": f"{100 * found['gain_retained']:.2f}%" if "gain_retained" in found else MISSING,
+        "holds": "yes" if verdict.holds else "no",
+    }
+
+
+def _table(rows: list[dict[str, str]]) -> Table:
+    """Verdicts a row; columns that say nothing are left out."""
+    columns = [name for name in rows[0] if any(row[name] != MISSING for row in rows)] if rows else ["adapter"]
+    return Table(
+        columns,
+        [[row[name] for name in columns] for row in rows],
+        numbers=frozenset({"error", "its error", "kl", "gain"}),
+        flexible=frozenset({"worst module"}),
     )
 
 

@@ -56,7 +56,7 @@ def make_proof(subject: Subject, layout: Layout, original: Sequence[Factors], re
         (projected,) = project(layout, [original], subject.seed)
         scale = float(np.abs(projected).max()) / _LARGEST or 1.0
         projections = np.rint(projected / scale).astype("<i2").tobytes()
-        facts |= {"projection_scale": scale, "original_norm": _norm(layout, original)}
+        facts |= {"projection_scale": scale, "original_norm": norm(layout, original)}
     errors = np.array([module.relative_error for module in modules], "<f4").tobytes()
     return Proof(facts, errors, projections)
 
@@ -120,7 +120,8 @@ def carry(earlier: Proof, seed: str, modules: Sequence[ModuleFidelity]) -> Proof
     return Proof(facts, (errors + added * (1 + errors)).astype("<f4").tobytes(), earlier.projections)
 
 
-def _norm(layout: Layout, modules: Sequence[Factors]) -> float:
+def norm(layout: Layout, modules: Sequence[Factors]) -> float:
+    """||ΔW|| over all modules."""
     return math.sqrt(math.fsum(s**2 * energy(f) for s, f in zip(layout.scales, modules, strict=True)))
 
 
