@@ -1,0 +1,234 @@
+"""Deleting in steps: stopped anywhere, run twice, run by two; and what nothing ever named."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from lorareg.registry import sweep as sweep_module
+from lorareg.registry.certificate import Proof
+from lorareg.registry.encodings import claim_blob
+from lorareg.registry.errors import MissingBlobError, OriginalGoneError, SweepBusyError, UnknownAdapterError
+from lorareg.registry.peft_format import read_folder
+from lorareg.registry.prune import plan
+from lorareg.registry.store import Registry
+from lorareg.registry.sweep import LEASE, delete_orphans, find_orphans, retire, sweep
+from lorareg.registry.types import WEIGHTS_FILE, Adapter, NewEncoding, NewGenerator
+
+MakeAdapter = Callable[..., Path]
+NO_GRACE, GRACE = timedelta(0), timedelta(days=7)
+PROOF = Proof({"lorareg": "0", "fidelity": {}, "projection_scale": 1.0, "original_norm": 1.0}, b"\0" * 8, b"\0" * 8)
+
+
+@pytest.fixture
+def filled(registry: Registry, make_adapter: MakeAdapter) -> Registry:
+    """Three adapters with certified codes that need no generator."""
+    for seed, name in enumerate(("one", "two", "three")):
+        adapter = registry.ingest(read_folder(make_adapter(name, seed=seed)), name=name).adapter
+        encode(registry, adapter, name.encode())
+    return registry
+
+
+def encode(registry: Registry, adapter: Adapter, code: bytes, generator_id: int | None = None) -> None:
+    sha256 = registry.blobs.put_bytes(code)
+    new = NewEncoding(
+        adapter.id, generator_id, "c-1", "residual", sha256, len(code), "0" * 64, 9, {}, {"relative_error": 0.1}
+    )
+    registry.certify(adapter, registry.record_encoding(new), PROOF)
+
+
+def weights(registry: Registry, name: str) -> str:
+    files = registry.files(registry.adapter(name))
+    return next(file.sha256 for file in files if file.path == WEIGHTS_FILE)
+
+
+def retire_all(registry: Registry) -> int:
+    return len(retire(registry, {blob.sha256: blob.proof for blob in plan(registry.fetch).fresh}))
+
+
+def states(registry: Registry) -> dict[str, str]:
+    return {row["sha256"]: row["state"] for row in registry.fetch("SELECT * FROM retired_blob")}
+
+
+def test_the_grace_is_kept(filled: Registry) -> None:
+    assert retire_all(filled) == 3
+    assert sweep(filled, GRACE).deleted == []
+    assert set(states(filled).values()) == {"quarantined"}
+    swept = sweep(filled, NO_GRACE)
+    assert {blob.sha256 for blob in swept.deleted} == {weights(filled, name) for name in ("one", "two", "three")}
+    assert all(blob.deleted_at for blob in swept.deleted)
+    assert not any(blob.sha256 in filled.blobs for blob in swept.deleted)
+    assert plan(filled.fetch).removable == {}
+
+
+def test_a_run_deletes_at_most_its_limit(filled: Registry) -> None:
+    retire_all(filled)
+    counts = [(len(swept.deleted), swept.left) for swept in (sweep(filled, NO_GRACE, 2) for _ in range(3))]
+    assert counts == [(2, 1), (1, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_a_sweep_that_was_stopped_goes_on(filled: Registry, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    retire_all(filled)
+    unlink, done = Path.unlink, 0
+
+    def stopping(path: Path, missing_ok: bool = False) -> None:
+        nonlocal done
+        if done == after:
+            raise KeyboardInterrupt
+        done += 1
+        unlink(path, missing_ok=missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", stopping)
+        if after < 3:
+            with pytest.raises(KeyboardInterrupt):
+                sweep(filled, NO_GRACE)
+            assert set(states(filled).values()) == {"deleting"}
+            assert "a sweep was stopped" in "".join(finding.problem for finding in filled.check())
+            assert not any(finding.severity == "error" for finding in filled.check())
+        else:
+            sweep(filled, NO_GRACE)
+    assert len(sweep(filled, NO_GRACE).deleted) == (3 if after < 3 else 0)
+    assert set(states(filled).values()) == {"deleted"}
+    assert not any(weights(filled, name) in filled.blobs for name in ("one", "two", "three"))
+
+
+def test_a_pin_that_comes_late_still_counts(filled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    retire_all(filled)
+    mark = sweep_module._mark
+
+    def pin_after(registry: Registry, grace: timedelta, limit: int) -> object:
+        marked = mark(registry, grace, limit)
+        registry.put_pin(registry.adapter("two"), "wait")
+        return marked
+
+    monkeypatch.setattr(sweep_module, "_mark", pin_after)
+    swept = sweep(filled, NO_GRACE)
+    assert [blob.sha256 for blob in swept.stay] == [weights(filled, "two")]
+    assert weights(filled, "two") in filled.blobs
+    assert weights(filled, "two") not in states(filled)
+
+
+def test_pins(filled: Registry) -> None:
+    retire_all(filled)
+    pin = filled.put_pin(filled.adapter("one"), "for a customer")
+    assert filled.pin(filled.adapter("one").id) == pin
+    assert weights(filled, "one") not in states(filled)
+    assert {one.what: one.reason for one in plan(filled.fetch).staying} == {"one@1": "is pinned: for a customer"}
+    assert filled.put_pin(filled.adapter("one"), "other").reason == "other"
+    assert filled.take_pin(filled.adapter("one"))
+    assert not filled.take_pin(filled.adapter("one"))
+    sweep(filled, NO_GRACE)
+    with pytest.raises(OriginalGoneError, match=r"of two@1 was pruned on"):
+        filled.put_pin(filled.adapter("two"), "too late")
+
+
+def test_restoring_takes_blobs_off_the_way_out(filled: Registry) -> None:
+    retire_all(filled)
+    restored = filled.restore("one")
+    assert (restored.adapter.name, restored.was_removed) == ("one", False)
+    assert [blob.sha256 for blob in restored.blobs] == [weights(filled, "one")]
+    with pytest.raises(UnknownAdapterError, match="Nothing removed or in quarantine goes by that name"):
+        filled.restore("one")
+    sweep(filled, NO_GRACE)
+    assert weights(filled, "one") in filled.blobs
+
+
+def test_bytes_that_two_share_need_both(filled: Registry, make_adapter: MakeAdapter) -> None:
+    again = filled.ingest(read_folder(make_adapter("one", seed=0)), name="again").adapter
+    reasons = {one.what: one.reason for one in plan(filled.fetch).staying}
+    assert reasons == {"again@1, one@1": "again@1 has no code yet; `lorareg compress` makes one"}
+    encode(filled, again, b"again")
+    assert plan(filled.fetch).removable[weights(filled, "one")].what == "again@1, one@1"
+
+
+def test_an_adapter_that_comes_to_share_bytes_on_their_way_out_keeps_them(
+    filled: Registry, make_adapter: MakeAdapter
+) -> None:
+    retire_all(filled)
+    filled.ingest(read_folder(make_adapter("one", seed=0)), name="again")
+    assert weights(filled, "one") not in states(filled)
+
+
+def test_files_unlinked_between_storing_and_recording_are_stored_again(
+    filled: Registry, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retire_all(filled)
+    once: list[int] = []
+
+    def claim(session: object, blobs: object, sha256: str, size_bytes: int) -> None:
+        if not once:
+            once.append(1)
+            filled.blobs.path(sha256).unlink()
+        claim_blob(session, blobs, sha256, size_bytes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lorareg.registry.store.claim_blob", claim)
+    filled.ingest(read_folder(make_adapter("one", seed=0)), name="one")
+    assert not [finding for finding in filled.check(read_data=True) if finding.severity == "error"]
+
+
+def test_older_codes_and_generators_go_too(filled: Registry) -> None:
+    cohort = filled.cohorts()[0]
+    body = filled.blobs.put_bytes(b"generator")
+    generator = filled.record_generator(NewGenerator(cohort.id, body, 9, "mean", "", {}, {}))
+    encode(filled, filled.adapter("one"), b"with it", generator.id)
+    found = plan(filled.fetch)
+    assert {(blob.kind, blob.what) for blob in found.fresh if blob.kind != "original"} == {("older code", "one@1")}
+    assert "needs generator mean v1, which has no second copy" in found.staying[0].reason
+    encode(filled, filled.adapter("one"), b"without it")
+    found = plan(filled.fetch)
+    assert {blob.kind for blob in found.fresh} == {"original", "older code", "older generator"}
+    retire_all(filled)
+    sweep(filled, NO_GRACE)
+    assert body not in filled.blobs
+    assert not [finding for finding in filled.check() if finding.severity == "error"]
+
+
+def test_one_sweep_at_a_time(filled: Registry) -> None:
+    until = (datetime.now(UTC) + timedelta(minutes=5)).isoformat(timespec="seconds")
+    filled.remember(LEASE, {"holder": "elsewhere:1:ab", "until": until})
+    with pytest.raises(SweepBusyError, match=r"\(elsewhere:1:ab\) is under way until"):
+        sweep(filled, NO_GRACE)
+    filled.remember(LEASE, {"holder": "elsewhere:1:ab", "until": "2020-01-01T00:00:00+00:00"})
+    sweep(filled, NO_GRACE)
+    assert filled.setting(LEASE) is None
+
+
+def test_what_was_deleted_and_is_needed_is_missed(filled: Registry) -> None:
+    retire_all(filled)
+    sweep(filled, NO_GRACE)
+    with filled.writing() as session:
+        session.connection().exec_driver_sql("DELETE FROM certificate")
+        session.connection().exec_driver_sql("DELETE FROM encoding WHERE adapter_id = 1")
+    (problem,) = [finding for finding in filled.check() if finding.severity == "error"]
+    assert problem.problem == f"{WEIGHTS_FILE} of one@1 is missing from the blob store"
+
+
+# -- orphans -------------------------------------------------------------------------------------
+
+
+def test_orphans_go_when_they_are_old_enough(filled: Registry) -> None:
+    young, old = filled.blobs.put_bytes(b"young"), filled.blobs.put_bytes(b"old")
+    os.utime(filled.blobs.path(old), (time.time() - 8 * 86400,) * 2)
+    assert [orphan.sha256 for orphan in find_orphans(filled, GRACE)] == [old]
+    assert old in filled.blobs
+    assert [(orphan.sha256, orphan.size_bytes) for orphan in delete_orphans(filled, GRACE)] == [(old, 3)]
+    assert (old in filled.blobs, young in filled.blobs) == (False, True)
+    assert [json.loads(row["value"]) for row in filled.fetch("SELECT value FROM setting")] == []
+
+
+def test_what_a_row_names_is_no_orphan(filled: Registry) -> None:
+    retire_all(filled)
+    assert find_orphans(filled, NO_GRACE) == []
+
+
+def test_recording_needs_its_blob(filled: Registry) -> None:
+    with pytest.raises(MissingBlobError, match=f"Blob {'ab' * 32} is missing"):
+        filled.record_generator(NewGenerator(1, "ab" * 32, 3, "mean", "", {}, {}))
