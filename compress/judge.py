@@ -132,6 +132,7 @@ class Judge:
             "loss_original": case.loss_original,
             "loss_restored": loss,
             "measured_on": case.text,
+            "base_model_sha256": self.model.digest,
         }
 
     def gain_from_losses(
@@ -147,7 +148,8 @@ class Judge:
         if tokens is None:
             return None
         loss = self._loss(f"{adapter.ref} restored", tokens, self.model.weights_of(layout, restored))
-        return {"gain_retained": gain_retained(base, original, loss), "loss_restored": loss, "measured_on": text}
+        found = gain_retained(base, original, loss)
+        return {"gain_retained": found, "loss_restored": loss, "measured_on": text}
 
     def divergence(self, adapter: Adapter, original: Original, restored: Sequence[Factors]) -> dict[str, float | str]:
         """KL divergence, in nats a token, from the original's next-token distribution to a restored one's.
@@ -163,7 +165,7 @@ class Judge:
         self.reporter.start(f"divergence of {adapter.ref}", len(tokens))
         found = self.model.divergence(tokens, first, second, self.reporter.advance)
         self.reporter.finish()
-        return {"kl_divergence": found, "kl_measured_on": text}
+        return {"kl_divergence": found, "kl_measured_on": text, "base_model_sha256": self.model.digest}
 
     def distiller(self, adapter: Adapter, original: Original) -> Distiller:
         """What tunes an adapter's cores, on its samples or on text it writes itself."""

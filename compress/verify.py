@@ -260,6 +260,8 @@ class _Verifying:
     def _behaviour(self, judge: Judge, levels: Sequence[str], original: Sequence[Factors]) -> None:
         from lorareg.compress.encode import Original
 
+        if not self._same_model(judge):
+            return
         data = self.lookup.read_file(self.adapter, WEIGHTS_FILE)
         source = Original(f"Adapter {self.adapter.ref!r}", lambda: data, self.layout)
         found: dict[str, Any] = {}
@@ -276,6 +278,8 @@ class _Verifying:
         """Without the original, the losses recorded when it was there still tell what gain is retained."""
         if judge is None or "gain" not in levels or "loss_original" not in self.recorded:
             return
+        if not self._same_model(judge):
+            return
         found = judge.gain_from_losses(
             self.adapter, self.layout, self.restored, self.recorded["loss_base"], self.recorded["loss_original"]
         )
@@ -284,6 +288,15 @@ class _Verifying:
         self.verdict.measured |= found
         self._compare("gain_retained", float(found["gain_retained"]), CLOSE)
         self._hold(found)
+
+    def _same_model(self, judge: Judge) -> bool:
+        """Whether what the model says can be compared with what was recorded."""
+        then = self.recorded.get("base_model_sha256", judge.model.digest)
+        if then != judge.model.digest:
+            self.verdict.problems.append(
+                f"it was certified with the base model {then[:12]}, and this one is {judge.model.digest[:12]}"
+            )
+        return bool(then == judge.model.digest)
 
     def _hold(self, found: dict[str, Any]) -> None:
         """Levels measured now against what was asked for."""

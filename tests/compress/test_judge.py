@@ -6,7 +6,8 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,10 +17,11 @@ from safetensors.numpy import save
 
 from lorareg.compress.base_model import BaseModel, gain_retained
 from lorareg.compress.encode import Original
-from lorareg.compress.judge import MOST_ROWS, ROW_LENGTH, WRITTEN_ROWS, Judge
+from lorareg.compress.judge import MOST_ROWS, ROW_LENGTH, WRITTEN_ROWS, Judge, Judges, base_model_path
 from lorareg.compress.probe import PROBE_TEXTS
+from lorareg.compress.progress import Silent
 from lorareg.compress.weights import Factors
-from lorareg.registry.errors import InvalidAdapterError, LayoutMismatchError
+from lorareg.registry.errors import BaseModelError, ContractError, InvalidAdapterError, LayoutMismatchError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter, Layout
 
@@ -130,7 +132,61 @@ def test_the_original_keeps_all_and_nothing_keeps_none(tiny_model: BaseModel, or
         "loss_original": case.loss_original,
         "loss_restored": case.loss_original,
         "measured_on": "self-written text",
+        "base_model_sha256": tiny_model.digest,
     }
+
+
+def test_recorded_losses_stand_in_for_the_original(tiny_model: BaseModel, original: Original) -> None:
+    judge = judge_of(tiny_model, tokens=TOKENS)
+    case = replace(judge.case(ADAPTER, original), loss_base=9.0, loss_original=1.0)
+    restored = scaled(original, 0.9)
+    found = judge.gain_from_losses(ADAPTER, original.layout, restored, 9.0, 1.0)
+    assert found is not None
+    assert found["gain_retained"] == judge.gain(case, restored)["gain_retained"]
+    assert judge_of(tiny_model).gain_from_losses(ADAPTER, original.layout, restored, 2.0, 1.0) is None
+
+
+class Stages:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def start(self, stage: str, total: int) -> None:
+        self.told.append(f"{stage} of {total}")
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.told.append(str(n))
+
+    def finish(self) -> None:
+        self.told.append("end")
+
+    def note(self, message: str) -> None: ...
+
+
+def test_measuring_tells_of_each_batch(tiny_model: BaseModel, original: Original) -> None:
+    stages = Stages()
+    judge = Judge(tiny_model, Files({EVAL_FILE: save({"input_ids": np.concatenate([TOKENS] * 2)})}), 0, stages)
+    judge.case(ADAPTER, original)
+    one = ["8", "2", "end"]
+    assert stages.told == ["loss of task@1 without its adapter of 10", *one, "loss of task@1 as it was of 10", *one]
+
+
+# -- where the model is --------------------------------------------------------------------------
+
+
+def test_a_base_model_is_remembered_by_its_name(registry: Registry, tiny_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"--gain is not valid: .*give --base-model too .*'tiny/one'"):
+        base_model_path(registry, "tiny/one", None, "--gain")
+    Judges(registry, tiny_path, 0, Silent()).of("tiny/one", "--gain")
+    assert registry.setting("base_model:tiny/one") == str(tiny_path)
+    judges = Judges(registry, None, 0, Silent())
+    assert judges.of("tiny/one", "--gain") is judges.of("tiny/one", "--gain")
+    with pytest.raises(ContractError, match="give --base-model too"):
+        judges.of("tiny/two", "--gain")
+    registry.remember("base_model:tiny/two", str(tmp_path / "gone"))
+    with pytest.raises(BaseModelError, match=r"gone: it is not there any more. Give --base-model once more"):
+        judges.of("tiny/two", "--gain")
 
 
 # -- divergence ----------------------------------------------------------------------------------
@@ -144,7 +200,11 @@ def test_divergence_grows_with_the_difference(
 ) -> None:
     judge = judge_of(tiny_model, samples=samples, tokens=TOKENS)
     same, near, far = (judge.divergence(ADAPTER, original, scaled(original, by)) for by in (1.0, 0.9, 0.5))
-    assert same == {"kl_divergence": pytest.approx(0.0, abs=1e-6), "kl_measured_on": text}
+    assert same == {
+        "kl_divergence": pytest.approx(0.0, abs=1e-6),
+        "kl_measured_on": text,
+        "base_model_sha256": tiny_model.digest,
+    }
     assert 1e-6 < float(near["kl_divergence"]) < float(far["kl_divergence"])
 
 
