@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorareg.registry.blobs import BlobStore
-from lorareg.registry.errors import IntegrityError, MissingBlobError, MissingExtraError, ReplicaError
+from lorareg.registry.errors import IntegrityError, LoraregError, MissingBlobError, MissingExtraError, ReplicaError
 from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE
 from lorareg.registry.ingest import now
@@ -24,6 +24,10 @@ from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow
 
 if TYPE_CHECKING:
     from lorareg.registry.store import Registry
+
+
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
+"""Protocols without folders, where making one would make a bucket."""
 
 
 class Location(Protocol):
@@ -82,7 +86,7 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
         raise ReplicaError(location=location, reason="it is inside the registry", remedy="Choose another disk.")
     target, copied, copied_bytes, present = open_location(resolved), 0, 0, 0
     wanted, left_out = blobs_to_copy(registry, originals)
-    try:
+    with _reaching(location):
         for sha256, size_bytes in wanted.items():
             if target.has(sha256, size_bytes):
                 present += 1
@@ -95,9 +99,6 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
             snapshot = Path(folder) / DATABASE_FILE
             _snapshot(registry, snapshot, left_out)
             target.put_database(snapshot)
-    except OSError as error:
-        reason = f"it cannot be written ({error.strerror or error})"
-        raise ReplicaError(location=location, reason=reason, remedy="What was copied stays.") from error
     generators = _record(registry, resolved, wanted)
     return Replicated(resolved, copied, copied_bytes, present, generators)
 
@@ -106,16 +107,31 @@ def repair(registry: Registry, location: str, advance: Callable[[int], object]) 
     """Bring back blobs that are missing or damaged here and whole at the location; their digests.
 
     Raises:
-        ReplicaError: there is no second copy there.
+        ReplicaError: the location cannot be read.
     """
     target, mended = open_location(location), []
     wanted, _ = blobs_to_copy(registry, originals=True)
-    for sha256, size_bytes in wanted.items():
-        if not registry.blobs.is_intact(sha256, size_bytes) and target.has(sha256, size_bytes):
-            registry.blobs.put_bytes(target.get(sha256))
-            mended.append(sha256)
-        advance(1)
+    with _reaching(location):
+        for sha256, size_bytes in wanted.items():
+            if not registry.blobs.is_intact(sha256, size_bytes) and target.has(sha256, size_bytes):
+                registry.blobs.put_bytes(target.get(sha256))
+                mended.append(sha256)
+            advance(1)
     return mended
+
+
+@contextmanager
+def _reaching(location: str) -> Iterator[None]:
+    """What goes wrong at a location as an error that names it; behind a URL that may be anything."""
+    try:
+        yield
+    except LoraregError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and "://" not in location:
+            raise
+        reason = f"it cannot be used ({getattr(error, 'strerror', None) or error})"
+        raise ReplicaError(location=location, reason=reason, remedy="What was copied stays.") from error
 
 
 def blobs_to_copy(registry: Registry, originals: bool) -> tuple[dict[str, int], dict[str, int]]:
@@ -242,13 +258,15 @@ class _Remote:
         return data
 
     def put(self, sha256: str, data: bytes) -> None:
-        path = self._path(sha256)
-        self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self.files.pipe_file(path, data)
+        self._write(self._path(sha256), data)
 
     def put_database(self, snapshot: Path) -> None:
-        self.files.makedirs(self.root, exist_ok=True)
-        self.files.pipe_file(f"{self.root}/{DATABASE_FILE}", snapshot.read_bytes())
+        self._write(f"{self.root}/{DATABASE_FILE}", snapshot.read_bytes())
+
+    def _write(self, path: str, data: bytes) -> None:
+        if not OBJECT_STORES.intersection([self.files.protocol, *self.files.protocol]):
+            self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self.files.pipe_file(path, data)
 
     def _path(self, sha256: str) -> str:
         return f"{self.root}/{BLOBS_FOLDER}/{sha256[:2]}/{sha256[2:]}"

@@ -103,13 +103,13 @@ def test_no_copy_within_the_registry(filled: Registry) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_that_cannot_be_written(filled: Registry, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(ReplicaError, match=r"it cannot be written .Permission denied"):
+    with pytest.raises(ReplicaError, match=r"it cannot be used .Permission denied"):
         replicate(filled, str(tmp_path / "closed" / "copy"), False, ignore)
 
 
 def test_a_file_in_the_way(filled: Registry, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
-    with pytest.raises(ReplicaError, match=r"it cannot be written .Not a directory"):
+    with pytest.raises(ReplicaError, match=r"it cannot be used .Not a directory"):
         replicate(filled, str(tmp_path / "file" / "copy"), False, ignore)
 
 
