@@ -19,6 +19,7 @@ from lorareg.cli import certificate as certificate_command
 from lorareg.cli import check as check_command
 from lorareg.cli import cohorts as cohorts_command
 from lorareg.cli import compress as compress_command
+from lorareg.cli import describe as describe_command
 from lorareg.cli import failures
 from lorareg.cli import ingest as ingest_command
 from lorareg.cli import list as list_command
@@ -30,6 +31,7 @@ from lorareg.cli import quickstart as quickstart_command
 from lorareg.cli import replicate as replicate_command
 from lorareg.cli import report as report_command
 from lorareg.cli import rm as rm_command
+from lorareg.cli import search as search_command
 from lorareg.cli import show as show_command
 from lorareg.cli import tag as tag_command
 from lorareg.cli import verify as verify_command
@@ -74,7 +76,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "certificate": certificate_command.certificate,
     "check": check_command.check,
     "list": list_command.list_adapters,
+    "search": search_command.search,
     "show": show_command.show,
+    "describe": describe_command.describe,
     "cohorts": cohorts_command.cohorts,
     "tag": tag_command.tag,
     "rm": rm_command.rm,

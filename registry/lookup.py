@@ -144,6 +144,10 @@ class Lookup(ABC):
         where = "WHERE adapter_id = :adapter_id AND encoder = :encoder"
         return self._first(TaskVector, "task_vector", where, adapter_id=adapter_id, encoder=encoder)
 
+    def task_vectors(self, adapter_id: int) -> list[TaskVector]:
+        """All the adapter's task vectors, by encoder."""
+        return self._all(TaskVector, "task_vector", "WHERE adapter_id = :id ORDER BY encoder", id=adapter_id)
+
     def generator(self, generator_id: int) -> Generator:
         """One generator.
 

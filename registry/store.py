@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from lorareg.registry.blobs import BlobStore, StagedBlob
+from lorareg.registry.card import tidy_description
 from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import create_registry_engine, reading, writing
 from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
@@ -29,6 +30,7 @@ from lorareg.registry.ingest import (
     IngestOutcome,
     IngestRequest,
     adapter_record,
+    describe_adapter,
     now,
     record_adapter,
     store_files,
@@ -260,6 +262,20 @@ class Registry(Lookup):
             if row is not None:
                 session.delete(row)
             return row is not None
+
+    def describe(self, adapter: Adapter, description: str) -> Adapter:
+        """Give this version another description; task vectors that were made from the old one go.
+
+        Raises:
+            UnknownAdapterError: the adapter is not in this registry.
+        """
+        wanted = tidy_description(description)
+        with self.writing() as session:
+            row = self._adapter_row(session, adapter)
+            if row.description != wanted:
+                describe_adapter(session, row, wanted)
+                session.flush()
+            return adapter_record(row)
 
     def remember(self, name: str, value: object) -> None:
         """Keep a value of JSON under a name; None forgets it."""

@@ -151,7 +151,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class TaskVector:
-    """The vector a generator is conditioned on: little-endian float32, made by `encoder`."""
+    """What an adapter's task is, as int8 in units of 2^-5, made by `encoder` from its description or samples."""
 
     adapter_id: int
     encoder: str

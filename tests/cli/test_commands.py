@@ -163,7 +163,8 @@ def test_tags_resolve_move_and_go(run: Run, home: Path) -> None:
 def test_removed_adapters_come_back(run: Run, home: Path) -> None:
     assert run("rm", "man-de", "man-nl@1", "--home", home, "--json").data == {"removed": ["man-de@1", "man-nl@1"]}
     assert "`lorareg restore man-de`" in run("show", "man-de", "--home", home).err
-    assert run("restore", "man-de", "--home", home, "--json").data == {"restored": "man-de@1"}
+    restored = {"restored": "man-de@1", "was_removed": True, "files": 0, "size_bytes": 0}
+    assert run("restore", "man-de", "--home", home, "--json").data == restored
     assert run("show", "man-de", "--home", home).exit_code == 0
 
 

@@ -67,7 +67,6 @@ def test_compress_shows_the_gain_where_it_was_measured(run: Run, home: Path, pip
         (("--tolerance", "kl=1,kl=2"), "--tolerance kl=2 is not valid: kl is given twice"),
         (("--tolerance", ""), "a level is a number"),
         (("--tolerance", "gain=0.9", "--gain", "0.8"), "--tolerance gain=0.9 is not valid: gain is given twice"),
-        (("--tolerance", "kl=0.01"), "--tolerance kl is not valid: what a model does is measured on it"),
         (("--tolerance", "0.1", "--budget", "1%"), "--tolerance with --budget is not valid: bytes"),
     ],
 )
@@ -94,3 +93,9 @@ def test_compress_in_json_is_silent_beside(run: Run, home: Path, pipeline: Simpl
     result = run("compress", "--home", home, "--json")
     assert result.data["cohorts"][0]["by_tier"] == {"residual": 3}
     assert result.err == ""
+
+
+def test_compress_needs_a_base_model_for_what_one_does(run: Run, home: Path) -> None:
+    result = run("compress", "--tolerance", "kl=0.01", "--home", home)
+    assert result.exit_code == 30
+    assert "--tolerance kl is not valid: what a model does is measured on it; give --base-model too" in result.err

@@ -1,0 +1,73 @@
+"""Finding tasks by meaning: the adapters whose task vectors lie closest to a query's.
+
+With a sentence model, by the cosine of embeddings. Without one, by the hashed words and trigrams of name and
+description, which know nothing of meaning: there the share of the query's words that are found in them,
+in any inflection that shares its beginning, counts as much as the cosine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorareg.compress.generator import Int8
+from lorareg.compress.task_vectors import TextEncoder
+from lorareg.registry.types import Adapter
+
+SHARED_START = 4
+"""Letters that two words must have in common from their beginning, where either is that long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An adapter that was found, and how well it fits: 1 is best."""
+
+    adapter: Adapter
+    score: float
+
+
+def search_by_text(query: str, adapters: Sequence[Adapter]) -> list[Hit]:
+    """All adapters, the best first, by name and description alone."""
+    encoder, words = TextEncoder(), _words(query)
+    wanted = encoder.encode(query, ())
+
+    def score(adapter: Adapter) -> float:
+        text = f"{adapter.name} {adapter.description}"
+        return (cosine(wanted, encoder.encode(text, ())) + _found(words, _words(text))) / 2
+
+    return _ranked(adapters, score)
+
+
+def search_by_vector(wanted: Int8, adapters: Sequence[Adapter], vectors: Sequence[Int8]) -> list[Hit]:
+    """All adapters, the best first, by their task vectors."""
+    by_id = {adapter.id: vector for adapter, vector in zip(adapters, vectors, strict=True)}
+    return _ranked(adapters, lambda adapter: cosine(wanted, by_id[adapter.id]))
+
+
+def cosine(first: Int8, second: Int8) -> float:
+    """The cosine of two task vectors; 0 where one is zero."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norm if norm else 0.0
+
+
+def _ranked(adapters: Sequence[Adapter], score: Callable[[Adapter], float]) -> list[Hit]:
+    hits = [Hit(adapter, score(adapter)) for adapter in adapters]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.adapter.name))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.casefold())
+
+
+def _found(words: Sequence[str], among: Sequence[str]) -> float:
+    """The share of words that begin like one of others."""
+    return sum(any(_alike(word, other) for other in among) for word in words) / len(words) if words else 0.0
+
+
+def _alike(first: str, second: str) -> bool:
+    length = min(SHARED_START, max(len(first), len(second)))
+    return first[:length] == second[:length]
