@@ -33,7 +33,8 @@ def sentence_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(raw)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        BertModel(BertConfig(8, 16, 1, 2, 16, max_position_embeddings=64)).save_pretrained(raw)
+        sizes = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        BertModel(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=64)).save_pretrained(raw)
     body = Transformer(str(raw))
     SentenceTransformer(modules=[body, Pooling(16)], device="cpu").save(str(folder))
     return folder
