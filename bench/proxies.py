@@ -4,7 +4,7 @@ Every adapter of a collection is encoded at nine rates (four without a generator
 against the mean table), decoded, and compared with its original: by weights, by what the model says
 with it, and by the gain it retains on its held-out tokens.
 
-    python bench/proxies.py [--collection same-seed|own-seed|FOLDER] [--minutes N] [--plot FILE]
+    python bench/proxies.py [--collection same-seed|own-seed|FOLDER] [--minutes N]
 
 A stopped run goes on where it was. Rates come in blocks, each over all adapters, so that a stop
 leaves all adapters covered evenly.
@@ -17,14 +17,18 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 from cohort import OUTPUT, BenchCohort
 from gains import find_base_model, find_tokens
 from ours import Workshop
+from proxy_plot import write_plot
 from proxy_points import RATE_BLOCKS, Measurer, Texts, mean_table, probe_rows, sample_rows, spread
-from results import Results, Row, files_digest
+from proxy_statistics import GAINS, PROXIES, Telling, telling
+from results import Results, Row, files_digest, print_table
 from study import COLLECTIONS, load_study
 
 from lorareg.cli.progress import LogReporter
@@ -41,6 +45,27 @@ SOURCES = (
     *(f"compress/{name}.py" for name in ("quantize", "residual", "residual_payload", "weights")),
 )
 """What decides a point: the points stand while the gate and the statistics change."""
+
+
+COLUMNS = (
+    "proxy",
+    "r",
+    "r, logs",
+    "rank r",
+    "at equal rate",
+    "miss",
+    "miss, 90%",
+    *(f"AUC {gain:g}" for gain in GAINS),
+)
+SECONDS = ("encode_s", "compare_s", "model_s")
+PLOTTED = (
+    "relative error of ΔW",
+    "error of the worst module",
+    "strength lost, 1 - <ΔW, ΔW'> / |ΔW|²",
+    "KL, built-in text",
+    "KL, samples",
+    "KL, samples, over the gain in loss",
+)
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> Namespace:
@@ -67,11 +92,51 @@ def main() -> None:
         measure_all(study.cohort, results, arguments)
     except KeyboardInterrupt:
         print("Stopped: this is what there is. The same command goes on from here.", file=sys.stderr)
+    show(study.collection, results, output.with_suffix(".png"))
+
+
+def show(collection: str, results: Results, picture: Path) -> None:
+    """Print what each proxy tells, and write it with the picture beside the points."""
+    rows = list(results.rows.values())
+    if len({row["adapter"] for row in rows}) < 3:
+        sys.exit("Too little is measured yet: points of three adapters are needed.")
+    found = [telling(proxy, rows) for proxy in PROXIES]
+    results.save(collection=collection, points=len(rows), telling=[asdict(one) for one in found])
+    noise = np.median([row["gain_noise"] for row in rows])
+    count = len({row["adapter"] for row in rows})
+    print(
+        f"\n{collection}: {len(rows)} points of {count} adapters; gain lost: median "
+        f"{np.median([1 - row['gain'] for row in rows]):.4f}; its standard error, from token to token: "
+        f"median {noise:.4f}\n"
+    )
+    print_table(COLUMNS, [line_of(one) for one in found])
+    print("\nseconds a point, median: " + ", ".join(f"{key} {_median(rows, key):.2f}" for key in SECONDS))
+    title = f"{collection}: {len(rows)} codes of {count} adapters"
+    drawn = write_plot(picture, title, rows, PLOTTED)
+    print(f"\nWritten: {results.path}" + (f", {picture}" if drawn else "; no PNG, as matplotlib is not installed"))
+
+
+def line_of(one: Telling) -> list[str]:
+    """A line of the table."""
+    correlations = (one.pearson, one.pearson_log, one.spearman, one.spearman_at_rate)
+    return [
+        one.proxy,
+        *(f"{value:.3f}" for value in correlations),
+        f"{one.error:.4f}",
+        f"{one.error_90:.4f}",
+        *(f"{value:.3f}" for value in one.auc),
+    ]
+
+
+def _median(rows: Sequence[Row], key: str) -> float:
+    return float(np.median([row[key] for row in rows]))
 
 
 def measure_all(cohort: BenchCohort, results: Results, arguments: Namespace) -> None:
     """Every point that is not there yet, by workers of one thread each: on shared cores they waste the least."""
-    names = [name for name, folder in zip(cohort.names, cohort.folders, strict=True) if (folder / SAMPLES_FILE).is_file()]
+    names = [
+        name for name, folder in zip(cohort.names, cohort.folders, strict=True) if (folder / SAMPLES_FILE).is_file()
+    ]
     jobs = [
         (number, name)
         for number, block in enumerate(RATE_BLOCKS)

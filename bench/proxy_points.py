@@ -260,5 +260,3 @@ def _divergence(first: Sequence[Any], second: Sequence[Any]) -> float:
         for x, y in zip(first, second, strict=True)
     )
     return total / sum(x.shape[0] * x.shape[1] for x in first)
-
-
