@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorareg.compress.contract import Contract
 from lorareg.compress.encode import Draft, Encoded, Original, Tuner, encode
+from lorareg.compress.forecast import HOPELESS, strain_at_a_glance
 from lorareg.compress.rate import TOLERANCES, encode_to_hold, plan_budget
 from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.types import Adapter
@@ -78,7 +79,7 @@ class Encoder:
         """The coarsest code found that holds every level of the contract, or the file itself."""
         assert self.judge is not None
         contract, original = self.contract, candidate.original
-        levels: list[Level] = []
+        levels = [_glance_level(self.judge, candidate, contract)]
         if contract.kl is not None:
             levels.append(_divergence_level(self.judge, candidate, contract.kl))
         if contract.gain is not None:
@@ -136,6 +137,17 @@ class Encoder:
 
 Level = Callable[[Sequence[Factors]], tuple[float, dict[str, Any]]]
 """Of restored factors: what they lose of what they may lose (up to 1 holds), and the figures to record."""
+
+
+def _glance_level(judge: Judge, candidate: Candidate, contract: Contract) -> Level:
+    """What leaves out the candidates that are hopeless at a glance. It lets all others pass, whatever it forecasts."""
+    glance = judge.glance(candidate.adapter, candidate.original)
+
+    def measure(restored: Sequence[Factors]) -> tuple[float, dict[str, Any]]:
+        forecast = strain_at_a_glance(contract, glance.divergence(restored))
+        return (forecast if forecast > HOPELESS else 0.0), {}
+
+    return measure
 
 
 def _divergence_level(judge: Judge, candidate: Candidate, allowed: float) -> Level:

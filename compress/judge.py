@@ -52,6 +52,28 @@ class Case:
     loss_original: float
 
 
+class Glance:
+    """The divergence of restored versions of one adapter on a few rows of tokens.
+
+    What the model says with the original is held, so that each version takes a single reading.
+    """
+
+    def __init__(self, model: BaseModel, original: Original, tokens: Tokens) -> None:
+        """`tokens` are (rows, length); a row takes 25 MB of memory where the vocabulary is of 49152."""
+        import torch
+
+        self.model, self.layout, self.tokens = model, original.layout, torch.as_tensor(tokens)
+        self._said = model.log_probabilities(self.tokens, model.weights_of(original.layout, original.factors))
+
+    def divergence(self, restored: Sequence[Factors]) -> float:
+        """Mean KL divergence in nats a token, from the original to a restored version."""
+        import torch
+
+        said = self.model.log_probabilities(self.tokens, self.model.weights_of(self.layout, restored))
+        total = float(torch.nn.functional.kl_div(said, self._said, reduction="sum", log_target=True))
+        return total / self.tokens.numel()
+
+
 class Judge:
     """Measures adapters of one base model."""
 
@@ -88,12 +110,19 @@ class Judge:
         Raises:
             LayoutMismatchError: the adapter does not fit the base model.
         """
-        tokens, text = self._samples(adapter), "samples"
-        if tokens is None:
-            tokens, text = self._rows("\n".join(PROBE_TEXTS), MOST_ROWS), "built-in text"
-        assert tokens is not None, "the built-in text has more than a row of tokens"
+        tokens, text = self._spoken(adapter)
         first, second = (self.model.weights_of(original.layout, factors) for factors in (original.factors, restored))
         return {"kl_divergence": self.model.divergence(tokens, first, second), "kl_measured_on": text}
+
+    def glance(self, adapter: Adapter, original: Original) -> Glance:
+        """A look at restored versions of an adapter that takes a fraction of what `divergence` and `gain` do.
+
+        Raises:
+            LayoutMismatchError: the adapter does not fit the base model.
+        """
+        tokens, _ = self._spoken(adapter)
+        few = tokens[sorted({0, len(tokens) - 1})]  # far apart, as one text may fill neighbouring rows
+        return Glance(self.model, original, few)
 
     def distiller(self, adapter: Adapter, original: Original) -> Distiller:
         """What tunes an adapter's cores, on its samples or on text it writes itself."""
@@ -111,6 +140,14 @@ class Judge:
         from lorareg.compress.distill import self_written
 
         return self_written(self.model, weights, WRITTEN_ROWS, ROW_LENGTH, self.seed), "self-written text"
+
+    def _spoken(self, adapter: Adapter) -> tuple[Tokens, str]:
+        """The tokens (rows, length) that divergence is measured on, and where they are from."""
+        tokens, text = self._samples(adapter), "samples"
+        if tokens is None:
+            tokens, text = self._rows("\n".join(PROBE_TEXTS), MOST_ROWS), "built-in text"
+        assert tokens is not None, "the built-in text has more than a row of tokens"
+        return tokens, text
 
     def _samples(self, adapter: Adapter) -> Tokens | None:
         """The adapter's samples, (rows, length); None where there are none, or less than a row of them."""

@@ -12,6 +12,7 @@ import pytest
 
 from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
 from lorareg.compress.encode import Draft, Original
+from lorareg.compress.forecast import GAIN_LOST_BY_KL
 from lorareg.compress.gate import Candidate, Encoder, Kept
 from lorareg.compress.rate import USUAL_TOLERANCE
 from lorareg.compress.residual import CORE_UNIT, Quantised
@@ -97,9 +98,13 @@ def test_plans_are_made_at_the_tolerance_or_a_usual_one() -> None:
 class FakeJudge:
     """Finds the share of ΔW's energy that is kept, and calls it gain."""
 
-    def __init__(self, base: float = 4.0, original: float = 3.0, most: float = 1.0) -> None:
+    def __init__(
+        self, base: float = 4.0, original: float = 3.0, most: float = 1.0, at_a_glance: float | None = None
+    ) -> None:
+        """`at_a_glance` is what every glance finds; None for next to nothing."""
         self.base, self.original, self.most = base, original, most
-        self.measured, self.diverged, self.tuned = 0, 0, 0
+        self.measured, self.diverged, self.tuned, self.glanced = 0, 0, 0, 0
+        self.at_a_glance = at_a_glance
 
     def case(self, adapter: Any, original: Original) -> Any:
         return SimpleNamespace(
@@ -117,6 +122,13 @@ class FakeJudge:
         lost = sum(float(((x.delta - y.delta) ** 2).sum()) for x, y in zip(original.factors, restored, strict=True))
         total = sum(float((x.delta**2).sum()) for x in original.factors)
         return {"kl_divergence": lost / total, "kl_measured_on": "samples"}
+
+    def glance(self, adapter: Any, original: Original) -> Any:
+        def divergence(restored: Sequence[Factors]) -> float:
+            self.glanced += 1
+            return self.at_a_glance or 0.0
+
+        return SimpleNamespace(divergence=divergence)
 
     def distiller(self, adapter: Any, original: Original) -> Any:
         def tune(modules: Sequence[Quantised], layout: Any, prediction: Any) -> list[Quantised]:
@@ -245,3 +257,44 @@ def test_what_fails_a_cheap_level_is_not_measured_at_a_dearer_one(make: ModuleTy
     judge = FakeJudge()
     encode_all(candidates(make, 1), Contract(kl=0.005, gain=0.5), judge)
     assert 0 < judge.measured < judge.diverged
+
+
+# -- a glance ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("contract", [Contract(gain=0.9), Contract(kl=0.1), Contract(kl=0.1, gain=0.9)], ids=str)
+def test_what_is_hopeless_at_a_glance_is_not_measured(contract: Contract, make: ModuleType) -> None:
+    judge = FakeJudge(at_a_glance=1000.0)
+    (kept,) = encode_all(candidates(make, 1), contract, judge)
+    assert (judge.glanced, judge.diverged, judge.measured) == (5, 0, 0)
+    assert kept.encoded.reason == "no residual that was tried holds the contract"
+
+
+@pytest.mark.parametrize("at_a_glance", [0.0, 1e-9, NAN])
+def test_nothing_is_kept_for_a_glance_alone(at_a_glance: float, make: ModuleType) -> None:
+    judge = FakeJudge(at_a_glance=at_a_glance)
+    for kept in encode_all(candidates(make), Contract(gain=0.97, kl=0.02), judge):
+        assert kept.measured["gain_retained"] >= 0.97
+        assert kept.measured["kl_divergence"] <= 0.02
+    assert 4 <= judge.measured <= judge.diverged == judge.glanced
+    (out_of_reach,) = encode_all(candidates(make, 1), Contract(gain=0.97), FakeJudge(most=0.5, at_a_glance=at_a_glance))
+    assert out_of_reach.encoded.codec.name == "lossless-1"
+
+
+def test_a_search_goes_on_from_what_a_glance_forecasts(make: ModuleType) -> None:
+    class Glancing(FakeJudge):
+        """Glances, too, find the energy that is lost."""
+
+        def glance(self, adapter: Any, original: Original) -> Any:
+            def divergence(restored: Sequence[Factors]) -> float:
+                self.glanced += 1
+                lost = 1 - FakeJudge.gain(FakeJudge(), case, restored)["gain_retained"]
+                return float(GAIN_LOST_BY_KL.inverse(lost))
+
+            case = self.case(adapter, original)
+            return SimpleNamespace(divergence=divergence)
+
+    contract, plain, glancing = Contract(gain=0.995), FakeJudge(), Glancing()
+    (before,), (after,) = (encode_all(candidates(make, 1), contract, judge) for judge in (plain, glancing))
+    assert glancing.measured < plain.measured
+    assert after.encoded.code == before.encoded.code
