@@ -144,7 +144,7 @@ def _glance_level(judge: Judge, candidate: Candidate, contract: Contract) -> Lev
     glance = judge.glance(candidate.adapter, candidate.original)
 
     def measure(restored: Sequence[Factors]) -> tuple[float, dict[str, Any]]:
-        forecast = strain_at_a_glance(contract, glance.divergence(restored))
+        forecast = strain_at_a_glance(glance.divergence(restored), contract.kl, contract.gain)
         return (forecast if forecast > HOPELESS else 0.0), {}
 
     return measure

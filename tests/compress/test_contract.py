@@ -12,9 +12,9 @@ import pytest
 
 from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
 from lorareg.compress.encode import Draft, Original
-from lorareg.compress.forecast import GAIN_LOST_BY_KL
+from lorareg.compress.forecast import GAIN_LOST_BY_ERROR, GAIN_LOST_BY_KL, KL_BY_ERROR
 from lorareg.compress.gate import Candidate, Encoder, Kept
-from lorareg.compress.rate import USUAL_TOLERANCE
+from lorareg.compress.rate import TOLERANCES, USUAL_TOLERANCE
 from lorareg.compress.residual import CORE_UNIT, Quantised
 from lorareg.compress.weights import Factors
 from lorareg.registry.errors import ContractError
@@ -89,7 +89,18 @@ def test_behaviour_is_asked_for_unless_the_weights_are_exact() -> None:
 def test_plans_are_made_at_the_tolerance_or_a_usual_one() -> None:
     planned = [c.planned_error for c in (Contract(), Contract(tolerance=0.05), Contract(tolerance=0.0))]
     assert planned == [DEFAULT_TOLERANCE, 0.05, 0.0]
-    assert {c.planned_error for c in (Contract(budget=0.01), Contract(gain=0.9))} == {USUAL_TOLERANCE}
+    assert Contract(budget=0.01).planned_error == USUAL_TOLERANCE
+
+
+def test_a_search_begins_where_most_adapters_just_hold_the_contract() -> None:
+    at = {gain: Contract(gain=gain).planned_error for gain in (0.95, 0.99, 0.999)}
+    assert GAIN_LOST_BY_ERROR(at[0.99]) == pytest.approx(0.8 * 0.01)
+    assert at[0.999] < at[0.99] < at[0.95]
+    assert KL_BY_ERROR(Contract(kl=0.001).planned_error) == pytest.approx(0.8 * 0.001)
+    assert Contract(0.05, gain=0.9).planned_error == 0.05
+    assert Contract(0.9, kl=0.001, gain=0.99).planned_error == min(at[0.99], Contract(kl=0.001).planned_error)
+    assert Contract(0.0, gain=0.9).planned_error == 0.0
+    assert (Contract(gain=0.01).planned_error, Contract(kl=1e-30).planned_error) == TOLERANCES[::-1]
 
 
 # -- encoding to a contract ----------------------------------------------------------------------
