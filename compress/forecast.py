@@ -27,11 +27,12 @@ class Law:
 
 
 # Fitted by `python bench/proxies.py` to 306 codes of 34 adapters of SmolLM2-135M-Instruct at nine rates.
-GAIN_LOST_BY_KL = Law(1.5, 0.7)
-"""From nats a token, on two rows of samples."""
+GAIN_LOST_BY_KL = Law(0.71, 0.7)
+"""From the divergence on two rows of samples, over that of the base model: a share, whatever an adapter gains."""
 GAIN_LOST_BY_ERROR = Law(0.31, 3.0)
 """From the relative error of ΔW: too rough to leave out anything by, but a place to begin."""
-KL_BY_ERROR = Law(0.05, 4.0)
+KL_BY_ERROR = Law(0.07, 3.8)
+"""In nats a token, from the relative error of ΔW."""
 
 HOPELESS = 4.0
 """What a forecast must exceed, of what may be lost, for a candidate to be left out unmeasured."""
@@ -40,19 +41,20 @@ _AIM = 0.8
 """Of what may be lost: where a search begins."""
 
 
-def strain_at_a_glance(found_kl: float, kl: float | None, gain: float | None) -> float:
+def strain_at_a_glance(found_kl: float, base_kl: float, kl: float | None, gain: float | None) -> float:
     """What a candidate should lose, of what it may lose.
 
     Args:
-        found_kl: its divergence on a few rows, nats a token.
+        found_kl: its divergence from the original on a few rows, nats a token.
+        base_kl: the same of the base model, which has lost everything.
         kl: the divergence it may have.
         gain: the gain it must retain.
     """
     strains = [0.0]
     if kl is not None:
         strains.append(found_kl / kl)
-    if gain is not None:
-        strains.append(GAIN_LOST_BY_KL(found_kl) / (1 - gain))
+    if gain is not None and base_kl > 0:
+        strains.append(GAIN_LOST_BY_KL(found_kl / base_kl) / (1 - gain))
     return max(strains)
 
 

@@ -64,12 +64,16 @@ class Glance:
 
         self.model, self.layout, self.tokens = model, original.layout, torch.as_tensor(tokens)
         self._said = model.log_probabilities(self.tokens, model.weights_of(original.layout, original.factors))
+        self.base_kl = self._divergence({})  # of the base model: what it is to lose everything
 
     def divergence(self, restored: Sequence[Factors]) -> float:
         """Mean KL divergence in nats a token, from the original to a restored version."""
+        return self._divergence(self.model.weights_of(self.layout, restored))
+
+    def _divergence(self, weights: Weights) -> float:
         import torch
 
-        said = self.model.log_probabilities(self.tokens, self.model.weights_of(self.layout, restored))
+        said = self.model.log_probabilities(self.tokens, weights)
         total = float(torch.nn.functional.kl_div(said, self._said, reduction="sum", log_target=True))
         return total / self.tokens.numel()
 

@@ -282,6 +282,8 @@ def test_a_glance_is_the_divergence_on_the_first_and_the_last_row(
     rows = min(len(ids) // ROW_LENGTH, MOST_ROWS)
     few = np.array(ids[: rows * ROW_LENGTH], np.int64).reshape(rows, ROW_LENGTH)[[0, -1]]
     glance = judge.glance(ADAPTER, original)
+    whole = tiny_model.weights_of(original.layout, original.factors)
+    assert glance.base_kl == pytest.approx(tiny_model.divergence(few, whole, {}), rel=1e-4)
     for by in (1.0, 0.9, 0.5):
         first, second = (tiny_model.weights_of(original.layout, scaled(original, s)) for s in (1.0, by))
         expected = tiny_model.divergence(few, first, second)
