@@ -27,13 +27,15 @@ from gains import find_base_model, find_tokens
 from ours import Workshop
 from proxy_plot import write_plot
 from proxy_points import RATE_BLOCKS, Measurer, Texts, mean_table, probe_rows, sample_rows, spread
-from proxy_statistics import GAINS, PROXIES, Telling, telling
+from proxy_statistics import GAINS, LEAST, PROXIES, SMALLEST, Telling, power_law, skips, telling
 from results import Results, Row, files_digest, print_table
+from searches import replay
 from study import COLLECTIONS, load_study
 
 from lorareg.cli.progress import LogReporter
 from lorareg.compress.base_model import BaseModel
 from lorareg.compress.codecs import LoadedGenerator
+from lorareg.compress.forecast import GAIN_LOST_BY_KL, HOPELESS
 from lorareg.registry.types import SAMPLES_FILE
 
 SOURCES = (
@@ -57,6 +59,7 @@ COLUMNS = (
     "miss, 90%",
     *(f"AUC {gain:g}" for gain in GAINS),
 )
+SEARCHED = (0.9, 0.95, 0.97, 0.99, 0.995)
 SECONDS = ("encode_s", "compare_s", "model_s")
 PLOTTED = (
     "relative error of ΔW",
@@ -110,10 +113,68 @@ def show(collection: str, results: Results, picture: Path) -> None:
         f"median {noise:.4f}\n"
     )
     print_table(COLUMNS, [line_of(one) for one in found])
+    show_laws(rows)
+    show_skips(rows)
+    show_searches(rows)
     print("\nseconds a point, median: " + ", ".join(f"{key} {_median(rows, key):.2f}" for key in SECONDS))
     title = f"{collection}: {len(rows)} codes of {count} adapters"
     drawn = write_plot(picture, title, rows, PLOTTED)
     print(f"\nWritten: {results.path}" + (f", {picture}" if drawn else "; no PNG, as matplotlib is not installed"))
+
+
+def show_laws(rows: Sequence[Row]) -> None:
+    """Power laws through the points, as `forecast` has them."""
+    lost = np.array([1 - row["gain"] for row in rows])
+    kl = np.array([row["kl_samples"] for row in rows])
+    error = np.array([row["relative_error"] for row in rows])
+    print()
+    for name, x, y in (
+        ("gain lost by KL on samples over the base model's", kl / [row["kl_samples_base"] for row in rows], lost),
+        ("gain lost by relative error", error, lost),
+        ("KL on samples by relative error", error, kl),
+    ):
+        factor, power = power_law(x, y, SMALLEST if y is kl else LEAST)
+        print(f"{name}: {factor:.3g} * x ** {power:.2f}")
+
+
+def show_skips(rows: Sequence[Row]) -> None:
+    """What the gate's glance would leave out of these points, rightly and wrongly."""
+    forecast = np.array([GAIN_LOST_BY_KL(row["kl_samples"] / row["kl_samples_base"]) for row in rows])
+    lost, noise = (np.array(v) for v in ([1 - row["gain"] for row in rows], [row["gain_noise"] for row in rows]))
+    print(f"\nLeft out at a glance (a forecast beyond {HOPELESS:g} times what may be lost):\n")
+    lines = []
+    for gain in GAINS:
+        found, sure = skips(forecast, lost, gain, HOPELESS), skips(forecast, lost + 2 * noise, gain, HOPELESS)
+        lines.append(
+            [
+                f"{gain:g}",
+                f"{found.skipped} of {found.failing}",
+                f"{found.wrongly} of {found.passing}",
+                f"{sure.wrongly} of {sure.passing}",
+            ]
+        )
+    print_table(("gain asked for", "failing, left out", "passing, left out", "passing by two standard errors"), lines)
+
+
+def show_searches(rows: Sequence[Row]) -> None:
+    """Searches replayed on these points, with the forecasts and without."""
+    print("\nSearches for a gain, replayed on the curves through each adapter's points:\n")
+    lines = []
+    for gain in SEARCHED:
+        for forecasts in (False, True):
+            found, count = replay(rows, gain, forecasts=forecasts), len({row["adapter"] for row in rows})
+            lines.append(
+                [
+                    f"{gain:g}, {'with' if forecasts else 'without'} forecasts",
+                    f"{found.encoded / count:.2f}",
+                    f"{found.measured / count:.2f}",
+                    str(found.skipped_wrongly),
+                    str(found.unheld),
+                    f"{found.size:.2f}",
+                ]
+            )
+    columns = ("gain asked for", "trials each", "gains measured each", "left out wrongly", "lossless", "size")
+    print_table(columns, lines)
 
 
 def line_of(one: Telling) -> list[str]:

@@ -147,3 +147,18 @@ def skips(forecast: Array, lost: Array, gain: float, beyond: float) -> Skips:
     return Skips(
         gain, int(fails.sum()), int((hopeless & fails).sum()), int((~fails).sum()), int((hopeless & ~fails).sum())
     )
+
+
+LEAST = 3e-3
+"""Losses below it are mostly noise, and taken for it, where a law is fitted."""
+
+
+def power_law(x: Array, y: Array, least: float = LEAST) -> tuple[float, float]:
+    """Factor and power of y = factor * x ** power: of the medians, with the smallest mean deviation of logarithms."""
+    tried = []
+    for power in np.arange(0.3, 4.501, 0.05):
+        factor = float(np.median(y / x**power))
+        fit = np.log(np.maximum(factor * x**power, least))
+        tried.append((float(np.mean(np.abs(np.log(np.maximum(y, least)) - fit))), factor, float(power)))
+    _, factor, power = min(tried)
+    return factor, power

@@ -60,6 +60,44 @@ def test_skips_are_counted_apart() -> None:
     assert (found.failing, found.skipped, found.passing, found.wrongly) == (2, 1, 2, 1)
 
 
+def test_a_power_law_is_found_again() -> None:
+    from proxy_statistics import power_law
+
+    x = np.array([0.1, 0.2, 0.4, 0.8])
+    assert power_law(x, 0.5 * x**2) == pytest.approx((0.5, 2.0), rel=1e-6)
+
+
+def searched(lost_at_half: float, power: float) -> list[dict[str, Any]]:
+    """Points of one adapter whose losses are a power of the error."""
+    return [
+        {
+            "adapter": "a",
+            "relative_error": error,
+            "gain": 1 - lost_at_half * (2 * error) ** power,
+            "kl_samples": (2 * error) ** 4,
+            "kl_samples_base": 10.0,
+        }
+        for error in (0.1, 0.2, 0.4, 0.8)
+    ]
+
+
+@pytest.mark.parametrize("forecasts", [False, True])
+def test_a_replayed_search_finds_what_holds(forecasts: bool) -> None:
+    from searches import SIZE_SLOPE, replay
+
+    found = replay(searched(0.05, 3.0), 0.97, forecasts=forecasts)
+    assert (found.unheld, found.skipped_wrongly) == (0, 0)
+    assert 1 <= found.measured <= found.encoded <= 5
+    coarsest = 0.5 * (0.03 / 0.05) ** (1 / 3)
+    assert coarsest**SIZE_SLOPE <= found.size <= (0.8 * coarsest) ** SIZE_SLOPE
+
+
+def test_what_holds_nothing_is_counted() -> None:
+    from searches import replay
+
+    assert replay(searched(1e6, 0.0), 0.9, forecasts=False).unheld == 1
+
+
 def test_strength_is_what_is_left_along_the_original(study: Any) -> None:
     from proxy_points import weight_figures
     from proxy_statistics import PROXIES
@@ -108,7 +146,7 @@ def test_points_are_shown_as_they_were_measured(tmp_path: Path, capsys: pytest.C
                 "module_errors": [error, error],
                 "module_strengths": [1 - error**2] * 2,
                 **{f"kl_{text}": error**2 for text in ("samples", "probe", "evaluation")},
-                "kl_samples_base": 1.0,
+                "kl_samples_base": 2.0,
                 "kl_probe_base": 1.0,
                 "loss_base": 3.0,
                 "loss_original": 2.0,
