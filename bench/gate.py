@@ -191,7 +191,8 @@ def read_contract(text: str) -> Contract:
     given = dict(part.split("=") for part in text.split(","))
     if not given.keys() <= names.keys():
         sys.exit(f"{text}: a contract names weight, kl and gain.")
-    return Contract(**{names[key]: float(value) for key, value in given.items()})
+    fields: dict[str, Any] = {names[key]: float(value) for key, value in given.items()}
+    return Contract(**fields)
 
 
 def line_of(row: Row) -> list[str]:

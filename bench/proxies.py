@@ -67,7 +67,7 @@ PLOTTED = (
     "strength lost, 1 - <ΔW, ΔW'> / |ΔW|²",
     "KL, built-in text",
     "KL, samples",
-    "KL, samples, over the gain in loss",
+    "KL, samples, of the base model's",
 )
 
 

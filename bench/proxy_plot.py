@@ -20,6 +20,7 @@ def write_plot(path: Path, title: str, rows: Sequence[Row], proxies: Sequence[st
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     columns = 3
     lines = math.ceil(len(proxies) / columns)
@@ -33,6 +34,7 @@ def write_plot(path: Path, title: str, rows: Sequence[Row], proxies: Sequence[st
             y = [max(1 - row["gain"], LEAST_LOST) for row in own]
             axes.scatter(x, y, s=9, alpha=0.6, color=colour, label=NAMES[arch], linewidths=0)
         axes.set(xscale="log", yscale="log", xlabel=proxy)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         figures = telling(proxy, rows)
         axes.set_title(f"rank correlation {figures.spearman:.3f}", fontsize=9)
         for lost in (0.01, 0.03, 0.05):

@@ -7,8 +7,8 @@ likewise, so a replay costs nothing and the same adapters can be searched with a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from unittest import mock
@@ -64,6 +64,16 @@ def curve(errors: Sequence[float], values: Sequence[float]) -> Callable[[float],
     return at
 
 
+@contextmanager
+def patched_slope(slope: float | None) -> Iterator[None]:
+    """The slope that searches go by, whatever their trials show; None for what they do themselves."""
+    if slope is None:
+        yield
+    else:
+        with mock.patch.multiple(rate, _LOSS_SLOPE=slope, _LOSS_SLOPES=(slope, slope)):
+            yield
+
+
 def replay(rows: Sequence[Row], gain: float, *, forecasts: bool) -> Replay:
     """Search every adapter in turn as `gate` does; without forecasts, each from where the last one ended."""
     start, encoded, measured, wrongly, unheld, sizes = USUAL_TOLERANCE, 0, 0, 0, 0, []
@@ -88,8 +98,7 @@ def replay(rows: Sequence[Row], gain: float, *, forecasts: bool) -> Replay:
             measured += 1
             return used
 
-        slopes = {} if forecasts else {"_LOSS_SLOPE": PLAIN_SLOPE, "_LOSS_SLOPES": (PLAIN_SLOPE, PLAIN_SLOPE)}
-        with mock.patch.multiple(rate, **slopes) if slopes else nullcontext():
+        with patched_slope(None if forecasts else PLAIN_SLOPE):
             best = encode_to_hold(lambda tolerance: cast(Encoded, Trial(tolerance)), strain, start)
         if best is None:
             unheld += 1
