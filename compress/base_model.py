@@ -85,16 +85,19 @@ class BaseModel:
         """Mean KL divergence in nats a token, from what the model says with `original` to what with `restored`."""
         import torch
 
-        rows, total = torch.as_tensor(tokens), 0.0
-        with torch.no_grad():
-            for batch in rows.split(DIVERGENCE_BATCH):  # type: ignore[no-untyped-call]
-                logs = []
-                for weights in (original, restored):
-                    with self.adapted(weights):
-                        logs.append(self.logits(batch).log_softmax(-1))
-                total += float(torch.nn.functional.kl_div(logs[1], logs[0], reduction="sum", log_target=True))
-                tick(len(batch))
+        total = 0.0
+        for batch in torch.as_tensor(tokens).split(DIVERGENCE_BATCH):  # type: ignore[no-untyped-call]
+            logs = [self.log_probabilities(batch, weights) for weights in (original, restored)]
+            total += float(torch.nn.functional.kl_div(logs[1], logs[0], reduction="sum", log_target=True))
+            tick(len(batch))
         return total / tokens.size
+
+    def log_probabilities(self, tokens: Any, weights: Weights) -> Any:
+        """What the model says with an adapter: torch tensors, (rows, length) to (rows, length, vocabulary)."""
+        import torch
+
+        with torch.no_grad(), self.adapted(weights):
+            return self.logits(tokens).log_softmax(-1)
 
     def logits(self, tokens: Any) -> Any:
         """Logits (rows, length, vocabulary) of a torch tensor of tokens, with the adapter that is on."""

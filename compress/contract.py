@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorareg.compress.forecast import first_error
 from lorareg.compress.generator import DECODERS
 from lorareg.compress.rate import USUAL_TOLERANCE
 from lorareg.registry.errors import ContractError, InvalidNameError
@@ -53,9 +54,11 @@ class Contract:
     @property
     def planned_error(self) -> float:
         """The relative error at which a generator is planned, and the search for a contract begins."""
-        if self.tolerance is not None:
-            return self.tolerance
-        return DEFAULT_TOLERANCE if not self.asked else USUAL_TOLERANCE
+        if self.tolerance == 0:
+            return 0.0
+        first = first_error(self.kl, self.gain)
+        errors = [error for error in (self.tolerance, first) if error is not None]
+        return min(errors, default=USUAL_TOLERANCE if self.asked else DEFAULT_TOLERANCE)
 
     @property
     def asked(self) -> dict[str, float]:

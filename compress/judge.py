@@ -100,6 +100,32 @@ def base_model_path(registry: Lookup, base_model: str, given: Path | None, optio
     return path
 
 
+class Glance:
+    """The divergence of restored versions of one adapter on a few rows of tokens.
+
+    What the model says with the original is held, so that each version takes a single reading.
+    """
+
+    def __init__(self, model: BaseModel, original: Original, tokens: Tokens) -> None:
+        """`tokens` are (rows, length); a row takes 25 MB of memory where the vocabulary is of 49152."""
+        import torch
+
+        self.model, self.layout, self.tokens = model, original.layout, torch.as_tensor(tokens)
+        self._said = model.log_probabilities(self.tokens, model.weights_of(original.layout, original.factors))
+        self.base_kl = self._divergence({})  # of the base model: what it is to lose everything
+
+    def divergence(self, restored: Sequence[Factors]) -> float:
+        """Mean KL divergence in nats a token, from the original to a restored version."""
+        return self._divergence(self.model.weights_of(self.layout, restored))
+
+    def _divergence(self, weights: Weights) -> float:
+        import torch
+
+        said = self.model.log_probabilities(self.tokens, weights)
+        total = float(torch.nn.functional.kl_div(said, self._said, reduction="sum", log_target=True))
+        return total / self.tokens.numel()
+
+
 class Judge:
     """Measures adapters of one base model."""
 
@@ -157,15 +183,22 @@ class Judge:
         Raises:
             LayoutMismatchError: the adapter does not fit the base model.
         """
-        tokens, text = self._samples(adapter), "samples"
-        if tokens is None:
-            tokens, text = self._rows("\n".join(PROBE_TEXTS), MOST_ROWS), "built-in text"
-        assert tokens is not None, "the built-in text has more than a row of tokens"
+        tokens, text = self._spoken(adapter)
         first, second = (self.model.weights_of(original.layout, factors) for factors in (original.factors, restored))
         self.reporter.start(f"divergence of {adapter.ref}", len(tokens))
         found = self.model.divergence(tokens, first, second, self.reporter.advance)
         self.reporter.finish()
         return {"kl_divergence": found, "kl_measured_on": text, "base_model_sha256": self.model.digest}
+
+    def glance(self, adapter: Adapter, original: Original) -> Glance:
+        """A look at restored versions of an adapter that takes a fraction of what `divergence` and `gain` do.
+
+        Raises:
+            LayoutMismatchError: the adapter does not fit the base model.
+        """
+        tokens, _ = self._spoken(adapter)
+        few = tokens[sorted({0, len(tokens) - 1})]  # far apart, as one text may fill neighbouring rows
+        return Glance(self.model, original, few)
 
     def distiller(self, adapter: Adapter, original: Original) -> Distiller:
         """What tunes an adapter's cores, on its samples or on text it writes itself."""
@@ -189,6 +222,14 @@ class Judge:
         loss = self.model.loss(tokens, weights, self.reporter.advance)
         self.reporter.finish()
         return loss
+
+    def _spoken(self, adapter: Adapter) -> tuple[Tokens, str]:
+        """The tokens (rows, length) that divergence is measured on, and where they are from."""
+        tokens, text = self._samples(adapter), "samples"
+        if tokens is None:
+            tokens, text = self._rows("\n".join(PROBE_TEXTS), MOST_ROWS), "built-in text"
+        assert tokens is not None, "the built-in text has more than a row of tokens"
+        return tokens, text
 
     def _samples(self, adapter: Adapter) -> Tokens | None:
         """The adapter's samples, (rows, length); None where there are none, or less than a row of them."""

@@ -23,7 +23,8 @@ CLOSE_ENOUGH = 0.01
 MOST_SAMPLES = 24
 _SIZE_SLOPE = -1.7  # of log bytes over log tolerance, until two trials tell better
 _BUDGET_TRIALS = 6
-_LOSS_SLOPE = 2.0  # of log lost gain, or of log KL, over log tolerance: both are quadratic in small errors
+_LOSS_SLOPE = 3.0  # of log lost gain, or of log KL, over log tolerance (see `forecast`), until two trials tell better
+_LOSS_SLOPES = (1.0, 4.0)
 _HOLD_TRIALS = 5
 _HOLD_MOVES = (0.25, 1.35)  # of the tolerance, from one trial to the next
 _HOLD_AIM, _HOLD_ENOUGH = 0.8, 0.6  # of the loss allowed: where the next trial is put, and where the search ends
@@ -106,6 +107,7 @@ def encode_to_hold(
     """
     tolerance, best = min(_within(start), coarsest), None
     finest_failure = math.inf  # in tolerance: nothing coarser than this is tried again
+    slope, last = _LOSS_SLOPE, None
     for _ in range(_HOLD_TRIALS):
         encoded = attempt(tolerance)
         used = strain(encoded)
@@ -117,7 +119,12 @@ def encode_to_hold(
                 break
         else:
             finest_failure = min(finest_failure, tolerance)
-        factor = (_HOLD_AIM / max(used, 1e-3)) ** (1 / _LOSS_SLOPE)
+        used = min(max(used, 1e-3), 1e3)
+        if last is not None:
+            slope = math.log(used / last[1]) / math.log(tolerance / last[0])
+            slope = min(max(slope, _LOSS_SLOPES[0]), _LOSS_SLOPES[1])
+        last = (tolerance, used)
+        factor = (_HOLD_AIM / used) ** (1 / slope)
         moved = min(_within(tolerance * min(max(factor, _HOLD_MOVES[0]), _HOLD_MOVES[1])), coarsest)
         if moved >= finest_failure or (best is not None and moved <= best[1]):
             break

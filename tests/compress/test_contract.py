@@ -12,8 +12,9 @@ import pytest
 
 from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
 from lorareg.compress.encode import Draft, Original
+from lorareg.compress.forecast import GAIN_LOST_BY_ERROR, GAIN_LOST_BY_KL, KL_BY_ERROR
 from lorareg.compress.gate import Candidate, Encoder, Kept
-from lorareg.compress.rate import USUAL_TOLERANCE
+from lorareg.compress.rate import TOLERANCES, USUAL_TOLERANCE
 from lorareg.compress.residual import CORE_UNIT, Quantised
 from lorareg.compress.weights import Factors
 from lorareg.registry.errors import ContractError
@@ -87,7 +88,18 @@ def test_behaviour_is_asked_for_unless_the_weights_are_exact() -> None:
 def test_plans_are_made_at_the_tolerance_or_a_usual_one() -> None:
     planned = [c.planned_error for c in (Contract(), Contract(tolerance=0.05), Contract(tolerance=0.0))]
     assert planned == [DEFAULT_TOLERANCE, 0.05, 0.0]
-    assert {c.planned_error for c in (Contract(budget=0.01), Contract(gain=0.9))} == {USUAL_TOLERANCE}
+    assert Contract(budget=0.01).planned_error == USUAL_TOLERANCE
+
+
+def test_a_search_begins_where_most_adapters_just_hold_the_contract() -> None:
+    at = {gain: Contract(gain=gain).planned_error for gain in (0.95, 0.99, 0.999)}
+    assert GAIN_LOST_BY_ERROR(at[0.99]) == pytest.approx(0.8 * 0.01)
+    assert at[0.999] < at[0.99] < at[0.95]
+    assert KL_BY_ERROR(Contract(kl=0.001).planned_error) == pytest.approx(0.8 * 0.001)
+    assert Contract(0.05, gain=0.9).planned_error == 0.05
+    assert Contract(0.9, kl=0.001, gain=0.99).planned_error == min(at[0.99], Contract(kl=0.001).planned_error)
+    assert Contract(0.0, gain=0.9).planned_error == 0.0
+    assert (Contract(gain=0.01).planned_error, Contract(kl=1e-30).planned_error) == TOLERANCES[::-1]
 
 
 # -- encoding to a contract ----------------------------------------------------------------------
@@ -96,9 +108,13 @@ def test_plans_are_made_at_the_tolerance_or_a_usual_one() -> None:
 class FakeJudge:
     """Finds the share of ΔW's energy that is kept, and calls it gain."""
 
-    def __init__(self, base: float = 4.0, original: float = 3.0, most: float = 1.0) -> None:
+    def __init__(
+        self, base: float = 4.0, original: float = 3.0, most: float = 1.0, at_a_glance: float | None = None
+    ) -> None:
+        """`at_a_glance` is what every glance finds; None for next to nothing."""
         self.base, self.original, self.most = base, original, most
-        self.measured, self.diverged, self.tuned = 0, 0, 0
+        self.measured, self.diverged, self.tuned, self.glanced = 0, 0, 0, 0
+        self.at_a_glance = at_a_glance
 
     def case(self, adapter: Any, original: Original) -> Any:
         return SimpleNamespace(
@@ -116,6 +132,13 @@ class FakeJudge:
         lost = sum(float(((x.delta - y.delta) ** 2).sum()) for x, y in zip(original.factors, restored, strict=True))
         total = sum(float((x.delta**2).sum()) for x in original.factors)
         return {"kl_divergence": lost / total, "kl_measured_on": "samples"}
+
+    def glance(self, adapter: Any, original: Original) -> Any:
+        def divergence(restored: Sequence[Factors]) -> float:
+            self.glanced += 1
+            return self.at_a_glance or 0.0
+
+        return SimpleNamespace(divergence=divergence, base_kl=1.0)
 
     def distiller(self, adapter: Any, original: Original) -> Any:
         def tune(modules: Sequence[Quantised], layout: Any, prediction: Any) -> list[Quantised]:
@@ -173,11 +196,13 @@ def test_a_gain_is_held_and_recorded(wanted: float, distill: bool, make: ModuleT
     assert (judge.tuned > 0) == distill
 
 
-def test_the_search_begins_where_the_last_one_ended(make: ModuleType) -> None:
+def test_searches_come_nearer_to_where_the_last_ones_ended(make: ModuleType) -> None:
     encoder = Encoder(Contract(gain=0.97), USUAL_TOLERANCE, FakeJudge())  # type: ignore[arg-type]
-    list(encoder.encode_all(candidates(make, 1), None))
-    first = encoder.relative_error
-    assert first == pytest.approx((0.8 * 0.03) ** 0.5, rel=0.15)
+    (kept,) = encoder.encode_all(candidates(make, 1), None)
+    ended = kept.encoded.fidelity.relative_error
+    assert encoder.relative_error == pytest.approx(USUAL_TOLERANCE**0.7 * ended**0.3, rel=0.01)
+    list(encoder.encode_all(candidates(make, 8), None))
+    assert encoder.relative_error == pytest.approx((0.8 * 0.03) ** 0.5, rel=0.15)
     judge = FakeJudge()
     encoder.judge = judge  # type: ignore[assignment]
     list(encoder.encode_all(candidates(make, 3), None))
@@ -244,3 +269,44 @@ def test_what_fails_a_cheap_level_is_not_measured_at_a_dearer_one(make: ModuleTy
     judge = FakeJudge()
     encode_all(candidates(make, 1), Contract(kl=0.005, gain=0.5), judge)
     assert 0 < judge.measured < judge.diverged
+
+
+# -- a glance ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("contract", [Contract(gain=0.9), Contract(kl=0.1), Contract(kl=0.1, gain=0.9)], ids=str)
+def test_what_is_hopeless_at_a_glance_is_not_measured(contract: Contract, make: ModuleType) -> None:
+    judge = FakeJudge(at_a_glance=1000.0)
+    (kept,) = encode_all(candidates(make, 1), contract, judge)
+    assert (judge.glanced, judge.diverged, judge.measured) == (5, 0, 0)
+    assert kept.encoded.reason == "no residual that was tried holds the contract"
+
+
+@pytest.mark.parametrize("at_a_glance", [0.0, 1e-9, NAN])
+def test_nothing_is_kept_for_a_glance_alone(at_a_glance: float, make: ModuleType) -> None:
+    judge = FakeJudge(at_a_glance=at_a_glance)
+    for kept in encode_all(candidates(make), Contract(gain=0.97, kl=0.02), judge):
+        assert kept.measured["gain_retained"] >= 0.97
+        assert kept.measured["kl_divergence"] <= 0.02
+    assert 4 <= judge.measured <= judge.diverged == judge.glanced
+    (out_of_reach,) = encode_all(candidates(make, 1), Contract(gain=0.97), FakeJudge(most=0.5, at_a_glance=at_a_glance))
+    assert out_of_reach.encoded.codec.name == "lossless-1"
+
+
+def test_a_search_goes_on_from_what_a_glance_forecasts(make: ModuleType) -> None:
+    class Glancing(FakeJudge):
+        """Glances, too, find the energy that is lost."""
+
+        def glance(self, adapter: Any, original: Original) -> Any:
+            def divergence(restored: Sequence[Factors]) -> float:
+                self.glanced += 1
+                lost = 1 - FakeJudge.gain(FakeJudge(), case, restored)["gain_retained"]
+                return float(GAIN_LOST_BY_KL.inverse(lost))
+
+            case = self.case(adapter, original)
+            return SimpleNamespace(divergence=divergence, base_kl=1.0)
+
+    contract, plain, glancing = Contract(gain=0.995), FakeJudge(), Glancing()
+    (before,), (after,) = (encode_all(candidates(make, 1), contract, judge) for judge in (plain, glancing))
+    assert glancing.measured < plain.measured
+    assert after.encoded.code == before.encoded.code

@@ -327,3 +327,29 @@ def test_a_registry_holds_the_text(
     named = {"a": {"tokens": TOKENS, "samples": [" ".join(WORDS)]}, "b": {"samples": [" ".join(WORDS)]}, "c": {}}
     texts = [judge.case(add_tiny(registry, name, **files), original).text for name, files in named.items()]
     assert texts == ["evaluation tokens", "samples", "self-written text"]
+
+
+# -- a glance ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [[" ".join(WORDS)], None])
+def test_a_glance_is_the_divergence_on_the_first_and_the_last_row(
+    samples: Any, tiny_model: BaseModel, original: Original
+) -> None:
+    judge = judge_of(tiny_model, samples=samples)
+    text = " ".join(WORDS) if samples else "\n".join(PROBE_TEXTS)
+    ids = tiny_model.tokens(text)
+    rows = min(len(ids) // ROW_LENGTH, MOST_ROWS)
+    few = np.array(ids[: rows * ROW_LENGTH], np.int64).reshape(rows, ROW_LENGTH)[[0, -1]]
+    glance = judge.glance(ADAPTER, original)
+    whole = tiny_model.weights_of(original.layout, original.factors)
+    assert glance.base_kl == pytest.approx(tiny_model.divergence(few, whole, {}), rel=1e-4)
+    for by in (1.0, 0.9, 0.5):
+        first, second = (tiny_model.weights_of(original.layout, scaled(original, s)) for s in (1.0, by))
+        expected = tiny_model.divergence(few, first, second)
+        assert glance.divergence(scaled(original, by)) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_a_glance_at_another_models_adapter_is_refused(tiny_model: BaseModel, make: ModuleType) -> None:
+    with pytest.raises(LayoutMismatchError, match="q_proj' has layout 32 x 33, but 32 x 32"):
+        judge_of(tiny_model).glance(ADAPTER, make.original(make.layout(((32, 4, 33),))))
