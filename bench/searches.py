@@ -7,8 +7,8 @@ likewise, so a replay costs nothing and the same adapters can be searched with a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 from unittest import mock
@@ -24,8 +24,8 @@ from lorareg.compress.rate import USUAL_TOLERANCE, encode_to_hold
 
 LEAST = 1e-5
 SIZE_SLOPE = -1.7
-PLAIN_SLOPE = 2.0
-"""Of losses over the error, where nothing was measured: what is lost of a quadratic form."""
+PLAIN: dict[str, Any] = {"_LOSS_SLOPE": 2.0, "_LOSS_SLOPES": (2.0, 2.0), "_HOLD_ENOUGH": 0.6}
+"""How searches went before there were points to learn from: losses taken for quadratic, whatever trials show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,6 @@ def curve(errors: Sequence[float], values: Sequence[float]) -> Callable[[float],
     return at
 
 
-@contextmanager
-def patched_slope(slope: float | None) -> Iterator[None]:
-    """The slope that searches go by, whatever their trials show; None for what they do themselves."""
-    if slope is None:
-        yield
-    else:
-        with mock.patch.multiple(rate, _LOSS_SLOPE=slope, _LOSS_SLOPES=(slope, slope)):
-            yield
-
-
 def replay(rows: Sequence[Row], gain: float, *, forecasts: bool) -> Replay:
     """Search every adapter in turn as `gate` does; without forecasts, each from where the last one ended."""
     start, encoded, measured, wrongly, unheld, sizes = USUAL_TOLERANCE, 0, 0, 0, 0, []
@@ -98,7 +88,7 @@ def replay(rows: Sequence[Row], gain: float, *, forecasts: bool) -> Replay:
             measured += 1
             return used
 
-        with patched_slope(None if forecasts else PLAIN_SLOPE):
+        with nullcontext() if forecasts else mock.patch.multiple(rate, **PLAIN):
             best = encode_to_hold(lambda tolerance: cast(Encoded, Trial(tolerance)), strain, start)
         if best is None:
             unheld += 1

@@ -27,7 +27,7 @@ _LOSS_SLOPE = 3.0  # of log lost gain, or of log KL, over log tolerance (see `fo
 _LOSS_SLOPES = (1.0, 4.0)
 _HOLD_TRIALS = 5
 _HOLD_MOVES = (0.25, 1.35)  # of the tolerance, from one trial to the next
-_HOLD_AIM, _HOLD_ENOUGH = 0.8, 0.6  # of the loss allowed: where the next trial is put, and where the search ends
+_HOLD_AIM, _HOLD_ENOUGH = 0.8, 0.5  # of the loss allowed: where the next trial is put, and where the search ends
 TUNING_SHARE = 1.08
 """What tuned cores make of a code's size, until the first is known."""
 

