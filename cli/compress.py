@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorareg.cli.options import AsJson, Home, Quiet, parse_levels, parse_share
+from lorareg.cli.options import AsJson, BaseModelPath, Home, Quiet, parse_levels, parse_share
 from lorareg.cli.output import (
     MISSING,
     Output,
@@ -131,16 +130,7 @@ def compress(
             "the residual codec alone; auto keeps whichever makes the total smallest.",
         ),
     ] = Arch.AUTO,
-    base_model: Annotated[
-        Path | None,
-        typer.Option(
-            "--base-model",
-            metavar="PATH",
-            show_default=False,
-            help="Folder or GGUF file of the base model: what --gain and --distill measure on, and whose hidden states "
-            "a trained generator is conditioned on instead of on text alone.",
-        ),
-    ] = None,
+    base_model: BaseModelPath = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is random.")] = 0,
     steps: Annotated[
         int | None, typer.Option("--steps", show_default=False, help="Training steps; default: until it stops gaining.")

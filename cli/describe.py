@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lorareg.cli.options import AsJson, Home, Quiet
+from lorareg.cli.options import AsJson, BaseModelPath, Home, Quiet
 from lorareg.cli.output import MISSING, Output, Table
 from lorareg.cli.progress import progress
 from lorareg.registry.errors import NothingToDoError
@@ -20,15 +19,7 @@ def describe(
     text: Annotated[
         str | None, typer.Option("--text", metavar="TEXT", show_default=False, help="A new description for one TASK.")
     ] = None,
-    base_model: Annotated[
-        Path | None,
-        typer.Option(
-            "--base-model",
-            metavar="PATH",
-            show_default=False,
-            help="Folder or GGUF file: vectors from its hidden states, over the adapter's samples.",
-        ),
-    ] = None,
+    base_model: BaseModelPath = None,
     sentences: Annotated[
         str | None,
         typer.Option(
@@ -45,14 +36,14 @@ def describe(
 ) -> None:
     """Make task vectors anew, or give a task another description.
 
-    Without a model, from the description alone. Each vector is stored under the name of the encoder
-    that made it; those made from an older description are dropped.
+    From the description alone, or from a base model's hidden states over the samples. Each vector is
+    stored under the name of the encoder that made it; those made from an older description are dropped.
 
     Raises:
         NothingToDoError: --text without exactly one task.
     """
     from lorareg.compress.describe import TaskVectors
-    from lorareg.compress.judge import SETTING
+    from lorareg.compress.judge import remember_base_model
     from lorareg.compress.task_vectors import find_sentence_model
     from lorareg.registry.store import Registry
 
@@ -71,8 +62,9 @@ def describe(
         made = vectors.make(adapters)
         if model is not None:
             registry.remember(SENTENCES, str(model))
-        for name in {adapter.base_model for adapter in adapters} if base_model is not None else ():
-            registry.remember(SETTING + name, str(base_model.absolute() if base_model else ""))
+        if base_model is not None:
+            for name in {adapter.base_model for adapter in adapters}:
+                remember_base_model(registry, name, base_model)
         encoder = vectors.encoder.name
     rows = []
     for adapter, vector in zip(adapters, made, strict=True):

@@ -19,6 +19,16 @@ Home = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is essential: no tables, no progress.")]
+BaseModelPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--base-model",
+        metavar="PATH",
+        show_default=False,
+        help="Folder or GGUF file of the base model: for what it says with an adapter (then its path is remembered by "
+        "the model's name), and for task vectors from its hidden states.",
+    ),
+]
 LEVELS = ("weight", "kl", "gain")
 """What closeness is measured at, from cheap to dear."""
 

@@ -95,7 +95,7 @@ def show(task: Task, home: Home = None, as_json: AsJson = False, quiet: Quiet = 
                 for v in registry.task_vectors(adapter.id)
             ],
             "pin": None if (pin := registry.pin(adapter.id)) is None else pin.reason,
-            "original": "here" if registry.has_original(adapter) else "pruned",
+            "original": registry.original(adapter),
             "certificate": None if (proof := _certificate(registry, adapter)) is None else proof.digest,
             "encoding": _encoding(registry, adapter),
         }

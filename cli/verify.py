@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorareg.cli.options import LEVELS, AsJson, Home, Quiet
+from lorareg.cli.options import LEVELS, AsJson, BaseModelPath, Home, Quiet
 from lorareg.cli.output import MISSING, Output, Table, format_error
 from lorareg.cli.progress import progress
 from lorareg.registry.errors import ContractError, NothingToDoError, VerificationError
@@ -35,15 +35,7 @@ def verify(
             help="weight (always), kl, gain: what to measure anew. kl and gain load the base model.",
         ),
     ] = None,
-    base_model: Annotated[
-        Path | None,
-        typer.Option(
-            "--base-model",
-            metavar="PATH",
-            show_default=False,
-            help="Folder or GGUF file of the base model; default: where it was the last time.",
-        ),
-    ] = None,
+    base_model: BaseModelPath = None,
     seed: Annotated[int, typer.Option("--seed", help="Of text that adapters write themselves.")] = 0,
     cold: Annotated[bool, typer.Option("--cold", help="Read from the disk, not from the system's cache.")] = False,
     removed: Annotated[bool, typer.Option("--removed", help="TASK may name removed versions.", hidden=True)] = False,

@@ -169,11 +169,12 @@ def load_pretrained(path: Path, kind: str) -> tuple[Any, Any, str]:
         raise MissingExtraError(feature="--base-model", package=error.name or "transformers", extra="train") from error
     logging.disable_progress_bar()
     arguments: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    weights = {} if gguf_file else {"use_safetensors": True}  # never a pickle, which the digest does not cover either
     try:
         with redirect_stderr(io.StringIO()):  # GGUF files are read with a progress bar that would tear ours
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **arguments)
             loader = getattr(transformers, kind)
-            model = loader.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **arguments)
+            model = loader.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **arguments, **weights)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise BaseModelError(
             path=path,

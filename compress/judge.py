@@ -77,8 +77,13 @@ class Judges:
         if path not in self._loaded:
             self._loaded[path] = Judge(BaseModel(path), self.registry, self.seed, self.reporter)
         if self.given is not None:
-            self.registry.remember(SETTING + base_model, str(path.absolute()))
+            remember_base_model(self.registry, base_model, path)
         return self._loaded[path]
+
+
+def remember_base_model(registry: Registry, base_model: str, path: Path) -> None:
+    """Keep where a base model is, by its name."""
+    registry.remember(SETTING + base_model, str(path.absolute()))
 
 
 def base_model_path(registry: Lookup, base_model: str, given: Path | None, option: str) -> Path:

@@ -158,7 +158,7 @@ class _CohortRun:
             held = json.loads(encoding.tolerance)
             same = all(held.get(name) == value for name, value in self.contract.asked.items())
             return same and not self.options.retrain
-        if not self.registry.has_original(adapter):
+        if self.registry.original(adapter) == "pruned":
             self.messages.append(
                 f"{adapter.ref} is damaged and its original is gone; `lorareg replicate LOCATION --repair` brings it "
                 "back from a second copy"

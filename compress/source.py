@@ -29,19 +29,22 @@ class Source:
     original: Original
     carried: float = 0.0
     present: Encoding | None = None  # the code they are from, where they are not the original
+    is_certified: bool = True  # whether it is known how far that code is from the original
 
 
 def source_of(lookup: Lookup, adapter: Adapter, layout: Layout, encoding: Encoding | None) -> Source:
-    """Where the weights of an adapter are to be had; read when they are looked at."""
+    """Where the weights of an adapter are to be had; read when they are looked at.
+
+    An original that is missing, though nobody let it go, is an error then, and no reason to do without it.
+    """
     what = f"Adapter {adapter.ref!r}"
-    if encoding is None or lookup.has_original(adapter):
+    if encoding is None or lookup.original(adapter) != "pruned":
         return Source(adapter, Original(what, partial(lookup.read_file, adapter, WEIGHTS_FILE), layout))
     weights = next(file for file in lookup.files(adapter) if file.path == WEIGHTS_FILE)
     exact = weights.sha256 == encoding.output_digest
     carried = 0.0 if exact else float(json.loads(encoding.fidelity)["relative_error"])
-    return Source(
-        adapter, Original(what, partial(restore_weights, lookup, adapter, encoding), layout), carried, encoding
-    )
+    restored = Original(what, partial(restore_weights, lookup, adapter, encoding), layout)
+    return Source(adapter, restored, carried, encoding, lookup.certificate(encoding.id) is not None)
 
 
 def room(tolerance: float, carried: float) -> float:
@@ -53,6 +56,8 @@ def refusal(source: Source, contract: Contract, tolerance: float) -> str:
     """Why an adapter whose original is gone is not encoded again; empty if it can be."""
     if not source.carried:
         return ""
+    if not source.is_certified:
+        return "its original is gone, and its code was never certified"
     if contract.behaves or contract.distill or contract.budget is not None:
         return "its original is gone, so that nothing but the error of its weights can still be promised"
     if room(tolerance, source.carried) < LEAST_ROOM * tolerance:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -108,8 +109,10 @@ class SentenceEncoder:
             package = error.name or "sentence-transformers"
             raise MissingExtraError(feature="--sentences", package=package, extra="sentences") from error
         logging.disable_progress_bar()
+        _refuse_foreign_modules(path)
         try:
-            self._model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
+            safe = {"use_safetensors": True}
+            self._model = SentenceTransformer(str(path), device="cpu", local_files_only=True, model_kwargs=safe)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise BaseModelError(
                 path=path, reason=f"it does not load ({error})", remedy="Pass a sentence-transformers folder."
@@ -122,6 +125,27 @@ class SentenceEncoder:
         embedded = np.asarray(self._model.encode(texts, normalize_embeddings=True, show_progress_bar=False), np.float64)
         own, others = embedded[0], embedded[1:]
         return standardised(own + 0.5 * others.mean(axis=0) if len(others) else own)
+
+
+def _refuse_foreign_modules(path: Path) -> None:
+    """The library imports whatever classes a folder names: only its own are let through.
+
+    Raises:
+        BaseModelError: the folder names others, or none that can be read.
+    """
+    try:
+        kinds = [str(module["type"]) for module in json.loads((path / "modules.json").read_text("utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BaseModelError(
+            path=path, reason=f"it does not load ({error})", remedy="Pass a sentence-transformers folder."
+        ) from error
+    foreign = next((kind for kind in kinds if not kind.startswith("sentence_transformers.")), None)
+    if foreign is not None:
+        raise BaseModelError(
+            path=path,
+            reason=f"its modules.json names {foreign!r}, which is code from elsewhere",
+            remedy="Pass a folder that needs none but sentence-transformers itself.",
+        )
 
 
 def find_sentence_model(given: str) -> Path:

@@ -23,7 +23,16 @@ from lorareg.registry.certificate import Proof, Subject, compose, is_stale
 from lorareg.registry.errors import LoraregError, NoCertificateError
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.prune import contract_failure
-from lorareg.registry.types import WEIGHTS_FILE, Adapter, Certificate, Encoding, Finding, Layout, sha256_hex
+from lorareg.registry.types import (
+    WEIGHTS_FILE,
+    Adapter,
+    Certificate,
+    Encoding,
+    Finding,
+    Layout,
+    Whereabouts,
+    sha256_hex,
+)
 
 if TYPE_CHECKING:
     from lorareg.compress.judge import Judge
@@ -43,7 +52,7 @@ class Verdict:
     adapter_id: int
     encoding_id: int | None
     tier: str
-    original: str  # kept, gone
+    original: Whereabouts
     output_sha256: str | None = None
     certificate: str | None = None  # digest
     problems: list[str] = field(default_factory=list)
@@ -89,7 +98,7 @@ def verify(lookup: Lookup, adapter: Adapter, judge: Judge | None = None, levels:
     encoding = lookup.encoding(adapter.id)
     if encoding is None:
         return _verify_original(lookup, adapter)
-    verdict = Verdict(adapter.ref, adapter.id, encoding.id, encoding.tier, "gone")
+    verdict = Verdict(adapter.ref, adapter.id, encoding.id, encoding.tier, lookup.original(adapter))
     try:
         output = restore_weights(lookup, adapter, encoding)
     except LoraregError as error:
@@ -183,14 +192,15 @@ class _Verifying:
 
     def run(self, judge: Judge | None, levels: Sequence[str]) -> Verdict:
         certificate = self._certificate()
-        if self.lookup.has_original(self.adapter):
-            self.verdict.original = "kept"
+        if self.verdict.original == "kept":
             self._against_original(certificate, judge, levels)
         elif certificate is not None:
             self._against_certificate(certificate)
             self._gain_alone(judge, levels)
         else:
-            self.verdict.problems.append("its original is gone and it has no certificate")
+            self.verdict.problems.append(f"its original is {self.verdict.original} and it has no certificate")
+        if self.verdict.original == "missing":
+            self.verdict.problems.append("its original is missing, and was not pruned")
         failure = contract_failure(self.encoding)
         if failure:
             self.verdict.problems.append(f"it {failure}")
@@ -215,7 +225,11 @@ class _Verifying:
         fidelity = measure(self.layout, original, self.restored)
         self.verdict.modules = list(measure_modules(self.layout, original, self.restored))
         self.verdict.measured = {**fidelity.to_dict(), **summarise(self.verdict.modules)}
-        if not self.recorded.get("carried_error"):
+        bound = float(self.recorded["relative_error"])
+        if self.recorded.get("carried_error"):
+            if fidelity.relative_error > bound * (1 + SAME):
+                self.verdict.problems.append(f"its error is {fidelity.relative_error:.6g}, past its bound {bound:.6g}")
+        else:
             self._compare("relative_error", fidelity.relative_error, SAME)
             self._compare("worst_module_error", fidelity.worst_module_error, SAME)
         self.verdict.proven.append("its error was measured anew against the original")
@@ -318,11 +332,10 @@ class _Verifying:
 
 
 def _verify_original(lookup: Lookup, adapter: Adapter) -> Verdict:
-    verdict = Verdict(adapter.ref, adapter.id, None, "original", "kept")
+    verdict = Verdict(adapter.ref, adapter.id, None, "original", lookup.original(adapter))
     try:
         verdict.output_sha256 = sha256_hex(lookup.read_file(adapter, WEIGHTS_FILE))
         verdict.proven.append("its original is stored undamaged; it has no code")
     except LoraregError as error:
-        verdict.original = "gone"
         verdict.problems.append(str(error))
     return verdict

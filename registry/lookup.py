@@ -38,6 +38,7 @@ from lorareg.registry.types import (
     Setting,
     Tag,
     TaskVector,
+    Whereabouts,
 )
 
 Record = TypeVar("Record")
@@ -131,9 +132,13 @@ class Lookup(ABC):
             when = (retired.deleted_at or retired.retired_at)[:10]
             raise OriginalGoneError(ref=adapter.ref, path=path, deleted_at=when) from error
 
-    def has_original(self, adapter: Adapter) -> bool:
-        """Whether the adapter's weights are here as they were ingested."""
-        return any(file.path == WEIGHTS_FILE and file.sha256 in self.blobs for file in self.files(adapter))
+    def original(self, adapter: Adapter) -> Whereabouts:
+        """Where the adapter's weights are as they were ingested; "missing" where nobody let them go."""
+        weights = next(file for file in self.files(adapter) if file.path == WEIGHTS_FILE)
+        if weights.sha256 in self.blobs:
+            return "kept"
+        retired = self.retired(weights.sha256)
+        return "missing" if retired is None or retired.state == "quarantined" else "pruned"
 
     def tags(self, adapter: Adapter) -> list[Tag]:
         """The labels on this version, by label."""

@@ -21,6 +21,7 @@ from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE
 from lorareg.registry.ingest import now
 from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow
+from lorareg.registry.types import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from lorareg.registry.store import Registry
@@ -137,7 +138,7 @@ def _reaching(location: str) -> Iterator[None]:
 def blobs_to_copy(registry: Registry, originals: bool) -> tuple[dict[str, int], dict[str, int]]:
     """Blobs by digest with their sizes: those to copy, and those that are left out.
 
-    Left out are older codes and generators, and originals of encoded adapters unless they are asked for.
+    Left out are older codes and generators, what was pruned, and originals of encoded adapters unless asked for.
     """
     wanted: dict[str, int] = {}
     for row in registry.fetch("SELECT sha256, size_bytes FROM adapter_file"):
@@ -148,15 +149,15 @@ def blobs_to_copy(registry: Registry, originals: bool) -> tuple[dict[str, int], 
     for row in registry.fetch(f"SELECT sha256, size_bytes FROM generator WHERE id IN ({in_use})"):
         wanted[row["sha256"]] = row["size_bytes"]
     coded = "SELECT adapter_id FROM encoding WHERE superseded_at IS NULL"
-    weights = "path = 'adapter_model.safetensors'"
-    uncoded = {
+    needed = {row["sha256"] for row in registry.fetch("SELECT sha256 FROM encoding WHERE superseded_at IS NULL")}
+    needed |= {
         r["sha256"] for r in registry.fetch(f"SELECT sha256 FROM adapter_file WHERE adapter_id NOT IN ({coded})")
     }
-    kept_codes = {r["sha256"] for r in registry.fetch("SELECT sha256 FROM encoding WHERE superseded_at IS NULL")}
+    pruned = {row["sha256"] for row in registry.fetch("SELECT sha256 FROM retired_blob WHERE state <> 'quarantined'")}
     left_out = {
         row["sha256"]: row["size_bytes"]
-        for row in registry.fetch(f"SELECT sha256, size_bytes FROM adapter_file WHERE {weights}")
-        if row["sha256"] not in uncoded | kept_codes and not (originals and row["sha256"] in registry.blobs)
+        for row in registry.fetch(f"SELECT sha256, size_bytes FROM adapter_file WHERE path = '{WEIGHTS_FILE}'")
+        if row["sha256"] not in needed and (row["sha256"] in pruned or not originals)
     }
     return {sha256: size for sha256, size in wanted.items() if sha256 not in left_out}, left_out
 

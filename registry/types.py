@@ -17,6 +17,7 @@ Factor = Literal["A", "B"]
 Severity = Literal["error", "information"]
 Tier = Literal["lossless", "residual", "generated"]
 RetiredState = Literal["quarantined", "deleting", "deleted"]
+Whereabouts = Literal["kept", "pruned", "missing"]
 RetiredKind = Literal["original", "older code", "older generator"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -49,7 +49,7 @@ def test_from_originals_to_codes_alone_and_what_is_said_of_them(run: Run, coded:
     assert {ref: one["original"] for ref, one in verified.items()} == {
         "man-de@1": "kept",
         "man-nl@1": "kept",
-        "src-rust@1": "gone",
+        "src-rust@1": "pruned",
     }
     assert "estimated" in run("verify", "src-rust", *at).out
     out = tmp_path / "out"

@@ -119,3 +119,10 @@ def test_a_folder_that_is_no_model(run: Run, home: Path, tmp_path: Path) -> None
     (tmp_path / "modules.json").write_text("[")
     result = run("describe", "--sentences", tmp_path, "--home", home)
     assert (result.exit_code, "it does not load" in result.err) == (13, True)
+
+
+def test_a_model_that_brings_code_of_its_own(run: Run, home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "os.system"}]')
+    result = run("describe", "--sentences", tmp_path, "--home", home)
+    assert (result.exit_code, "names 'os.system', which is code from elsewhere" in result.err) == (13, True)

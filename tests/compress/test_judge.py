@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -187,6 +188,15 @@ def test_a_base_model_is_remembered_by_its_name(registry: Registry, tiny_path: P
     registry.remember("base_model:tiny/two", str(tmp_path / "gone"))
     with pytest.raises(BaseModelError, match=r"gone: it is not there any more. Give --base-model once more"):
         judges.of("tiny/two", "--gain")
+
+
+def test_a_base_model_is_never_read_from_a_pickle(tiny_path: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(BaseModelError, match=r"pickled: it does not load .*safetensors"):
+        BaseModel(folder)
 
 
 # -- divergence ----------------------------------------------------------------------------------

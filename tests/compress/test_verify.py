@@ -16,7 +16,7 @@ from lorareg.compress.judge import Judge, Judges
 from lorareg.compress.pipeline import compress
 from lorareg.compress.progress import Silent
 from lorareg.compress.verify import Verdict, prove_again, verify
-from lorareg.registry.errors import NoCertificateError, OriginalGoneError
+from lorareg.registry.errors import MissingBlobError, NoCertificateError, OriginalGoneError
 from lorareg.registry.prune import plan
 from lorareg.registry.store import Registry
 from lorareg.registry.sweep import retire, sweep
@@ -81,7 +81,7 @@ def test_without_the_original_gain_is_measured_and_the_error_estimated(
 ) -> None:
     drop_original(registry)
     verdict = verify(registry, task, judge, LEVELS)
-    assert (verdict.problems, verdict.original) == ([], "gone")
+    assert (verdict.problems, verdict.original) == ([], "pruned")
     then = recorded(registry, task)
     assert verdict.measured["gain_retained"] == pytest.approx(then["gain_retained"], rel=1e-6)
     assert "kl_divergence" not in verdict.measured
@@ -134,3 +134,21 @@ def test_what_has_no_code_has_nothing_to_prove(registry: Registry, add_tiny: Cal
     path.chmod(0o644)
     path.write_bytes(b"damaged")
     assert verify(registry, adapter).problems != []
+
+
+def test_an_original_that_was_lost_is_not_taken_for_pruned(registry: Registry, task: Adapter, tiny_path: Path) -> None:
+    weights = next(file for file in registry.files(task) if file.path == WEIGHTS_FILE)
+    registry.blobs.path(weights.sha256).unlink()
+    verdict = verify(registry, task)
+    assert (verdict.original, verdict.problems) == ("missing", ["its original is missing, and was not pruned"])
+    with pytest.raises(MissingBlobError, match=weights.sha256):
+        compress(registry, (), CompressOptions(Contract(tolerance=0.5), "none"), Silent())
+
+
+def test_without_a_certificate_nothing_is_made_of_a_code_alone(registry: Registry, task: Adapter) -> None:
+    drop_original(registry)
+    with registry.writing() as session:
+        session.connection().exec_driver_sql("DELETE FROM certificate")
+    (summary,) = compress(registry, (), CompressOptions(Contract(tolerance=0.9), "none"), Silent())
+    assert "a@1 stays as it is: its original is gone, and its code was never certified" in summary.message
+    assert verify(registry, task).problems == ["its original is pruned and it has no certificate"]

@@ -82,6 +82,14 @@ def test_damage_is_mended_from_it(filled: Registry, location: str) -> None:
     assert not [finding for finding in filled.check(read_data=True) if finding.severity == "error"]
 
 
+def test_a_missing_original_of_a_coded_adapter_is_mended(filled: Registry, location: str) -> None:
+    replicate(filled, location, True, ignore)
+    filled.blobs.path(weights(filled, "one")).unlink()
+    assert filled.original(filled.adapter("one")) == "missing"
+    assert repair(filled, location, ignore) == [weights(filled, "one")]
+    assert filled.original(filled.adapter("one")) == "kept"
+
+
 def test_a_damaged_copy_does_not_count(filled: Registry, tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     for location in (str(tmp_path / "copy"), f"file://{tmp_path}/copy"):
