@@ -83,6 +83,11 @@ def database_error(home: Path, error: BaseException) -> RegistryError:
     reason, kind = str(error), RegistryError
     if "locked" in reason or "busy" in reason:
         remedy = f"Another process has been writing for {BUSY_TIMEOUT_S:.0f} s; try again when it is done."
+    elif "disk I/O" in reason:
+        remedy, kind = (
+            "The disk may be full or failing: free some space, then run `lorareg check`.",
+            RegistryRefusedError,
+        )
     elif "full" in reason:
         remedy, kind = "Free some space; nothing was half written.", RegistryRefusedError
     elif "readonly" in reason or "unable to open" in reason:

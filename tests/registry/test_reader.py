@@ -15,10 +15,12 @@ from lorareg.registry.errors import (
     IntegrityError,
     NewerSchemaError,
     RegistryError,
+    RegistryRefusedError,
     UnknownAdapterError,
 )
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
+from lorareg.registry.revision import database_error
 from lorareg.registry.store import Registry
 
 MakeAdapter = Callable[..., Path]
@@ -114,3 +116,9 @@ def test_neither_torch_nor_sqlalchemy_nor_numpy_is_imported(filled: Registry, ho
     )
     done = subprocess.run([sys.executable, "-c", program, str(home)], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[1] == "[]"
+
+
+def test_what_a_full_disk_makes_sqlite_say(home: Path) -> None:
+    error = database_error(home, sqlite3.OperationalError("disk I/O error"))
+    assert isinstance(error, RegistryRefusedError)
+    assert "the database says: disk I/O error. The disk may be full or failing: free some space" in str(error)
