@@ -96,7 +96,8 @@ def _text_of(domain: Domain, folder: Path) -> str:
     ):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{domain.package}: {' '.join(command)} failed ({done.stderr.strip()[-300:]}). Try apt-get update.")
+            why = done.stderr.strip()[-300:]
+            sys.exit(f"{domain.package}: {' '.join(command)} failed ({why}). Try apt-get update.")
     documents = []
     for path in sorted((folder / "unpacked").glob(domain.pattern)):
         if path.is_file() and not path.is_symlink():
@@ -106,7 +107,8 @@ def _text_of(domain: Domain, folder: Path) -> str:
             except UnicodeDecodeError:
                 continue  # a binary, or a page in an older encoding
     random.Random(0).shuffle(documents)
-    return "\n\n".join(document for document in documents if document.strip()).encode()[:MOST_BYTES].decode(errors="ignore")
+    text = "\n\n".join(document for document in documents if document.strip())
+    return text.encode()[:MOST_BYTES].decode(errors="ignore")
 
 
 def main() -> None:
