@@ -44,7 +44,7 @@ def _from_roff(text: str) -> str:
     """A manual page without its macros and font changes."""
     lines = []
     for line in text.splitlines():
-        if line.startswith((".\\\"", "'\\\"", ".de", ".if", ".ie", ".el", ".nr", ".ds")):
+        if line.startswith(('.\\"', "'\\\"", ".de", ".if", ".ie", ".el", ".nr", ".ds")):
             continue
         line = re.sub(r"^[.']\s*(SH|SS|TH|TP|PP|P|IP|B|I|BR|RB|IR|RI|BI|IB|Sh|Fl|Ar|Nm|It|Pp|sp|br)\b ?", "", line)
         if line.startswith((".", "'")):
