@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,6 @@ class Evaluator:
         self.model_path, self.layout, self.losses = model_path, layout, losses
         self.model_digest = _model_digest(model_path)
         self.measured, self.elapsed_s = 0, 0.0
-        self._model: BaseModel | None = None
 
     def known(self, tokens: Tokens, weights_digest: str) -> float | None:
         """The loss with the weights file of this digest, or with NO_ADAPTER, if it was measured before."""
@@ -65,7 +65,7 @@ class Evaluator:
     def measure(self, tokens: Tokens, data: bytes | None) -> float:
         """Mean cross-entropy on the tokens with a weights file's adapter, or without one; kept from now on."""
         started = time.monotonic()
-        model = self._loaded()
+        model = load_model(self.model_path)
         weights = model.weights_of(self.layout, read_weights(data, self.layout)) if data is not None else None
         loss = model.loss(tokens, weights)
         self.losses.put(self._key(tokens, sha256_hex(data) if data is not None else NO_ADAPTER), loss)
@@ -84,11 +84,12 @@ class Evaluator:
     def _key(self, tokens: Tokens, weights_digest: str) -> str:
         return f"{self.model_digest[:16]}:{sha256_hex(tokens.tobytes())[:16]}:{weights_digest}"
 
-    def _loaded(self) -> BaseModel:
-        if self._model is None:
-            print(f"loading the base model from {self.model_path}", file=sys.stderr, flush=True)
-            self._model = BaseModel(self.model_path)
-        return self._model
+
+@cache
+def load_model(path: Path) -> BaseModel:
+    """The base model, loaded once."""
+    print(f"loading the base model from {path}", file=sys.stderr, flush=True)
+    return BaseModel(path)
 
 
 def find_base_model(path: Path | None) -> Path:

@@ -28,9 +28,12 @@ from lorareg.registry.types import Layout, sha256_hex
 class Workshop:
     """Plans generators for a cohort and stores the adapters with them; a plan is made once."""
 
-    def __init__(self, cohort: BenchCohort, folder: Path, seed: int, reporter: Reporter) -> None:
+    def __init__(
+        self, cohort: BenchCohort, folder: Path, seed: int, reporter: Reporter, refine_steps: int | None = None
+    ) -> None:
         """`folder` is where training keeps checkpoints, so that it goes on after a stop."""
         self.cohort, self.folder, self.seed, self.reporter = cohort, folder, seed, reporter
+        self.refine_steps = refine_steps  # of trained latents; None: as the preset says
         self._planners: dict[float, Planner] = {}
         self._plans: dict[tuple[str, float, int | None], Plan] = {}
 
@@ -61,7 +64,7 @@ class Workshop:
         """The same from z ~ N(0, 1), which takes no bytes; errors of the first `count` adapters."""
         random = np.random.default_rng(self.seed)
         plan = self.plan(arch, tolerance, steps)
-        row = self._drawn(plan, lambda index, plan: _random_latent(random, len(plan.latents[index])), count)
+        row = self._drawn(plan, lambda index, plan: random_latent(random, len(plan.latents[index])), count)
         sizes = [size - len(latent) for size, latent in zip(row["code_bytes"], plan.latents, strict=True)]
         return {**row, "code_bytes": sizes, "measured_adapters": len(row["errors"])}
 
@@ -109,6 +112,8 @@ class Workshop:
 
         def train(arch: str, group: Group) -> Trained:
             config = replace(PRESETS[arch], seed=self.seed, steps=steps or PRESETS[arch].steps)
+            if self.refine_steps is not None:
+                config = replace(config, refine_steps=self.refine_steps)
             weights = sha256_hex(b"".join(original.data for original in self.cohort.originals))
             name = sha256_hex(f"{weights} {config} {group.tolerance}".encode())[:32]
             return train_generator(group, config, Checkpoint(self.folder / f"{name}.safetensors"), self.reporter)
@@ -138,7 +143,8 @@ def drawn_code(loaded: LoadedGenerator, latent: Int8, condition: Int8, layout: L
     return pack_code(Code(GENERATED, layout.digest, loaded.digest, inputs))
 
 
-def _random_latent(random: np.random.Generator, size: int) -> Int8:
+def random_latent(random: np.random.Generator, size: int) -> Int8:
+    """z ~ N(0, 1) as a code holds it."""
     drawn = np.rint(np.ldexp(random.standard_normal(size), -LATENT_EXPONENT))
     return np.clip(drawn, -127, 127).astype(np.int8)
 

@@ -17,6 +17,9 @@ ROOT = Path(__file__).parents[1]
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
 
 
+VOCABULARY = 64  # of the tiny base model
+
+
 @pytest.fixture(scope="session")
 def shared_adapters() -> Path:
     """The folder of real adapters beside the repository; tests that need it are skipped without it."""
@@ -30,6 +33,35 @@ def shared_adapters() -> Path:
 def sample_adapters() -> Path:
     """The real rank-2 adapters that the project ships."""
     return ROOT / "examples" / "adapters"
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers, and a tokenizer whose words are w1 to w63."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    words = {"<s>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<s>", bos_token="<s>")
+    fast.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,  # sure enough of its words that adapters make a difference
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
