@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,7 @@ class Ways:
         return self._drawn(self.workshop.plan("linear", TOLERANCE), stored=True)
 
     def ours_last(self, tolerance: float) -> Row:
-        """The last checkpoint of each task within a tolerance, and nothing of the others: the cheapest of our tables."""
+        """The last checkpoint of each task within a tolerance, with the cheapest of our tables; nothing of the others."""
         cohort = self._part(list(self.study.last.values()))
         workshop = self._workshop(cohort)
         plans = {arch: workshop.plan(arch, tolerance) for arch in ("none", "mean", "linear")}
