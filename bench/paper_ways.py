@@ -68,7 +68,7 @@ class Ways:
         return self._drawn(self.workshop.plan("linear", TOLERANCE), stored=True)
 
     def ours_last(self, tolerance: float) -> Row:
-        """The last checkpoint of each task within a tolerance, with the cheapest of our tables; nothing of the others."""
+        """The last checkpoint of each task alone within a tolerance, with the cheapest of our tables."""
         cohort = self._part(list(self.study.last.values()))
         workshop = self._workshop(cohort)
         plans = {arch: workshop.plan(arch, tolerance) for arch in ("none", "mean", "linear")}
