@@ -2,13 +2,15 @@
 
 With a sentence model, by the cosine of embeddings. Without one, by the hashed words and trigrams of name and
 description, which know nothing of meaning: there the share of the query's words that are found in them,
-in any inflection that shares its beginning, counts as much as the cosine.
+in any inflection that shares its beginning, counts as much as the cosine. A word weighs
+log(1 + adapters / adapters that have it), so that rare words decide (inverse document frequency, Spärck Jones 1972).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,14 +33,13 @@ class Hit:
 
 def search_by_text(query: str, adapters: Sequence[Adapter]) -> list[Hit]:
     """All adapters, the best first, by name and description alone."""
-    encoder, words = TextEncoder(), _words(query)
+    encoder = TextEncoder()
     wanted = encoder.encode(query, ())
-
-    def score(adapter: Adapter) -> float:
-        text = f"{adapter.name} {adapter.description}"
-        return (cosine(wanted, encoder.encode(text, ())) + _found(words, _words(text))) / 2
-
-    return _ranked(adapters, score)
+    texts = {adapter.id: f"{adapter.name} {adapter.description}" for adapter in adapters}
+    found = _found(_words(query), {key: _words(text) for key, text in texts.items()})
+    return _ranked(
+        adapters, lambda adapter: (cosine(wanted, encoder.encode(texts[adapter.id], ())) + found[adapter.id]) / 2
+    )
 
 
 def search_by_vector(wanted: Int8, adapters: Sequence[Adapter], vectors: Sequence[Int8]) -> list[Hit]:
@@ -59,13 +60,21 @@ def _ranked(adapters: Sequence[Adapter], score: Callable[[Adapter], float]) -> l
     return sorted(hits, key=lambda hit: (-hit.score, hit.adapter.name))
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.casefold())
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", text.casefold()))
 
 
-def _found(words: Sequence[str], among: Sequence[str]) -> float:
-    """The share of words that begin like one of others."""
-    return sum(any(_alike(word, other) for other in among) for word in words) / len(words) if words else 0.0
+def _found(words: Iterable[str], texts: Mapping[int, set[str]]) -> dict[int, float]:
+    """The share of words, weighted by their rarity, that begin like one of each text's; words of none do not count."""
+    shares, whole = dict.fromkeys(texts, 0.0), 0.0
+    for word in sorted(words):
+        having = [key for key, others in texts.items() if any(_alike(word, other) for other in others)]
+        if having:
+            weight = math.log1p(len(texts) / len(having))
+            whole += weight
+            for key in having:
+                shares[key] += weight
+    return {key: share / whole if whole else 0.0 for key, share in shares.items()}
 
 
 def _alike(first: str, second: str) -> bool:
