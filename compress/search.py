@@ -31,12 +31,12 @@ class Hit:
 
 def search_by_text(query: str, adapters: Sequence[Adapter]) -> list[Hit]:
     """All adapters, the best first, by name and description alone."""
-    encoder, words = TextEncoder(), _words(query)
+    encoder, words = TextEncoder(), words_of(query)
     wanted = encoder.encode(query, ())
 
     def score(adapter: Adapter) -> float:
         text = f"{adapter.name} {adapter.description}"
-        return (cosine(wanted, encoder.encode(text, ())) + _found(words, _words(text))) / 2
+        return (cosine(wanted, encoder.encode(text, ())) + share_found(words, words_of(text))) / 2
 
     return _ranked(adapters, score)
 
@@ -59,11 +59,12 @@ def _ranked(adapters: Sequence[Adapter], score: Callable[[Adapter], float]) -> l
     return sorted(hits, key=lambda hit: (-hit.score, hit.adapter.name))
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """The words of a text, in one case."""
     return re.findall(r"[^\W_]+", text.casefold())
 
 
-def _found(words: Sequence[str], among: Sequence[str]) -> float:
+def share_found(words: Sequence[str], among: Sequence[str]) -> float:
     """The share of words that begin like one of others."""
     return sum(any(_alike(word, other) for other in among) for word in words) / len(words) if words else 0.0
 
