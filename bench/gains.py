@@ -65,7 +65,7 @@ class Evaluator:
     def measure(self, tokens: Tokens, data: bytes | None) -> float:
         """Mean cross-entropy on the tokens with a weights file's adapter, or without one; kept from now on."""
         started = time.monotonic()
-        model = self._loaded()
+        model = self.loaded()
         weights = model.weights_of(self.layout, read_weights(data, self.layout)) if data is not None else None
         loss = model.loss(tokens, weights)
         self.losses.put(self._key(tokens, sha256_hex(data) if data is not None else NO_ADAPTER), loss)
@@ -84,7 +84,8 @@ class Evaluator:
     def _key(self, tokens: Tokens, weights_digest: str) -> str:
         return f"{self.model_digest[:16]}:{sha256_hex(tokens.tobytes())[:16]}:{weights_digest}"
 
-    def _loaded(self) -> BaseModel:
+    def loaded(self) -> BaseModel:
+        """The base model, loaded when it is first needed."""
         if self._model is None:
             print(f"loading the base model from {self.model_path}", file=sys.stderr, flush=True)
             self._model = BaseModel(self.model_path)

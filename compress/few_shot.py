@@ -25,8 +25,8 @@ from lorareg.registry.types import Layout
 class FewShotConfig:
     """How weights are tuned."""
 
-    rows: int = 3  # of tokens a step
-    learning_rate: float = 0.05
+    rows: int = 2  # of tokens a step
+    learning_rate: float = 0.03
     betas: tuple[float, float] = (0.9, 0.95)
     look_every: int = 4  # steps between two looks at the rows held out
     patience: int = 2  # looks without a better loss before it stops
@@ -88,7 +88,7 @@ def tune(
         loss = _loss(model, train[picked], mixer.mixed(free))
         loss.backward()
         optimizer.step()
-        reporter.advance(1, loss=float(loss))
+        reporter.advance(1, loss=loss.item())
         if (step + 1) % config.look_every == 0 or step + 1 == steps:
             looks.append(_look(model, mixer, free, held))
             if looks[-1] < looks[best]:

@@ -31,6 +31,9 @@ WIDTHS = (0.25, 0.5, 1.0, 2.0)
 RIDGES = tuple(float(ridge) for ridge in np.geomspace(0.03, 100, 15))
 """Noise variances of the process, its own being 1; the largest gives the mean adapter."""
 
+LEAST_DISTANCE = 1e-6
+"""That a median is taken for: tasks that are all alike have none."""
+
 SHUFFLES = 100
 CHANCE_QUANTILE = 0.95
 """A description has to be nearer to a known task than this share of shuffled ones."""
@@ -50,7 +53,7 @@ class Condition:
     @property
     def similarities(self) -> Float64:
         """The cosine of the new task with each known one, (m,)."""
-        return cosines(np.stack([self.wanted]), np.stack(self.known))[0]
+        return np.asarray(cosines(np.stack([self.wanted]), np.stack(self.known))[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def cosines(first: Float64 | Int8, second: Float64 | Int8) -> Float64:
     """The cosines of rows of (p, c) with rows of (q, c), (p, q); 0 where one is zero."""
     left, right = first.astype(np.float64), second.astype(np.float64)
     norms = np.linalg.norm(left, axis=1)[:, None] * np.linalg.norm(right, axis=1)
-    return np.divide(left @ right.T, norms, out=np.zeros(norms.shape), where=norms > 0)
+    return np.asarray(np.divide(left @ right.T, norms, out=np.zeros(norms.shape), where=norms > 0))
 
 
 def predict_mixture(conditions: Sequence[Condition], gram: Float64) -> Mixture:
@@ -80,19 +83,19 @@ def predict_mixture(conditions: Sequence[Condition], gram: Float64) -> Mixture:
         gram: inner products of the known ΔW over all modules, (m, m).
     """
     count = len(gram)
-    of_mean = float(_relative(np.full((count, count), -1.0 / (count - 1)) + np.eye(count) * count / (count - 1), gram))
+    of_mean = _relative((count * np.eye(count) - 1) / (count - 1), gram)
     best: Mixture | None = None
     for condition in conditions:
         known = np.stack(condition.known)
-        distances, to_wanted = 1 - cosines(known, known), 1 - condition.similarities
-        median = float(np.median(distances[~np.eye(count, dtype=bool)])) or 1.0
+        distances, to_wanted = (np.maximum(1 - c, 0) for c in (cosines(known, known), condition.similarities))
+        median = max(float(np.median(distances[~np.eye(count, dtype=bool)])), LEAST_DISTANCE)
         for width in WIDTHS:
             kernel, wanted = (np.exp(-d / (width * median)) for d in (distances, to_wanted))
             np.fill_diagonal(kernel, 1.0)
             for ridge in RIDGES:
                 inverse = _bordered_inverse(kernel, ridge)
                 loo = inverse[:count, :count]
-                error = float(_relative(loo / np.diagonal(loo)[:, None], gram))
+                error = _relative(loo / np.diagonal(loo)[:, None], gram)
                 if best is None or error < best.error:
                     weights = inverse[:count] @ np.append(wanted, 1.0)
                     best = Mixture(weights, condition.encoder, width, ridge, error, of_mean)
@@ -112,15 +115,15 @@ def _bordered_inverse(kernel: Float64, ridge: float) -> Float64:
     system = np.ones((count + 1, count + 1))
     system[:count, :count] = kernel + ridge * np.eye(count)
     system[count, count] = 0
-    return np.linalg.inv(system)
+    return np.asarray(np.linalg.inv(system), np.float64)
 
 
-def _relative(residuals: Float64, gram: Float64) -> Float64:
+def _relative(residuals: Float64, gram: Float64) -> float:
     """The mean relative squared norm of residuals given as mixtures, a row each (m, m); zero adapters do not count."""
     energies = np.diagonal(gram)
     errors = np.einsum("ij,jk,ik->i", residuals, gram, residuals)
     counted = energies > 0
-    return np.asarray(np.mean(errors[counted] / energies[counted]) if counted.any() else 0.0)
+    return float(np.mean(errors[counted] / energies[counted])) if counted.any() else 0.0
 
 
 # -- novelty -------------------------------------------------------------------------------------
@@ -165,10 +168,10 @@ def judge_novelty(description: str, known: Sequence[str], encode: Encode, measur
     words = [words_of(text) for text in known] if measure == TextEncoder.name else None
 
     def similarities(text: str) -> Float64:
-        cosine = cosines(np.stack([encode(text)]), vectors)[0]
+        cosine = np.asarray(cosines(np.stack([encode(text)]), vectors)[0])
         if words is None:
             return cosine
-        return (cosine + np.array([share_found(words_of(text), among) for among in words])) / 2
+        return np.asarray((cosine + [share_found(words_of(text), among) for among in words]) / 2)
 
     among = np.stack([similarities(text) for text in known])
     np.fill_diagonal(among, -1.0)

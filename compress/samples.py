@@ -152,7 +152,7 @@ def expect_text(model: BaseModel, texts: Sequence[str], path: Path, seed: int = 
 
 def _nats_per_character(model: BaseModel, text: str) -> float:
     tokens = np.array([model.tokens(text)], np.int64)
-    return model.loss(tokens) * (tokens.shape[1] - 1) / len(text)
+    return float(model.loss(tokens)) * (len(tokens[0]) - 1) / len(text)
 
 
 def _texts(suffix: str, data: bytes) -> list[str]:
