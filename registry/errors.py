@@ -185,6 +185,12 @@ class LayoutMismatchError(LoraregError):
     exit_code = 31
 
 
+class InterpolationError(LoraregError):
+    """{first} and {second} cannot be interpolated: {reason}. {remedy}"""
+
+    exit_code = 33
+
+
 class TrainingError(LoraregError):
     """Training the generator of cohort {cohort!r} failed: {reason}. {remedy}"""
 
