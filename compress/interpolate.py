@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorareg.compress.canonical import Coordinates, balanced
+from lorareg.compress.canonical import Coordinates
 from lorareg.compress.codecs import LoadedGenerator, decode, split_inputs
 from lorareg.compress.container import unpack_code
 from lorareg.compress.encode import Original
 from lorareg.compress.fidelity import measure
 from lorareg.compress.generator import Int8
 from lorareg.compress.materialize import expect_output
+from lorareg.compress.merge import merged
 from lorareg.compress.weights import Factors, read_weights, write_weights
 from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import ContractError, InterpolationError
@@ -170,16 +171,6 @@ def added(adapters: Sequence[Sequence[Factors]], weights: Sequence[float]) -> li
         )
         for alike in zip(*adapters, strict=True)
     ]
-
-
-def merged(adapters: Sequence[Sequence[Factors]], weights: Sequence[float], ranks: Sequence[int]) -> list[Factors]:
-    """The adapter of these ranks, one a module, whose ΔW are nearest to weighted sums of the adapters' ΔW."""
-    modules = []
-    for rank, *alike in zip(ranks, *adapters, strict=True):
-        b = np.concatenate([w * f.b for w, f in zip(weights, alike, strict=True)], axis=1)  # (d_out, m r)
-        whole = balanced(Factors(b=b, a=np.concatenate([f.a for f in alike])))
-        modules.append(Factors(b=whole.b[:, :rank], a=whole.a[:rank]))
-    return modules
 
 
 def files_of(lookup: Lookup, between: Between) -> dict[str, bytes]:

@@ -133,7 +133,7 @@ class Reader:
         return [0, *pieces]
 
     def loss(self, tokens: np.ndarray) -> float:
-        return float(tokens[0, 1:].mean())
+        return float(tokens[:, 1:].mean())
 
 
 def test_text_has_an_order_and_noise_has_none() -> None:
