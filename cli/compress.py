@@ -130,6 +130,16 @@ def compress(
             "the residual codec alone; auto keeps whichever makes the total smallest.",
         ),
     ] = Arch.AUTO,
+    mask_latents: Annotated[
+        str | None,
+        typer.Option(
+            "--mask-latents",
+            metavar="SHARE",
+            show_default=False,
+            help="With --arch slots: the share of adapters, such as 30%, that training draws from their task's "
+            "description alone, so that a generator trained now learns what descriptions tell.",
+        ),
+    ] = None,
     base_model: BaseModelPath = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is random.")] = 0,
     steps: Annotated[
@@ -157,7 +167,8 @@ def compress(
     share = None if budget is None else parse_share("--budget", budget)
     levels = parse_levels(tolerance or [], gain)
     contract = Contract(levels.get("weight"), share, levels.get("gain"), levels.get("kl"), distill)
-    options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain)
+    masked = 0.0 if mask_latents is None else parse_share("--mask-latents", mask_latents)
+    options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain, masked)
     try:
         with Registry.open(home, create=False) as registry, progress(output) as reporter:
             summaries = run_compress(registry, cohorts or (), options, reporter)

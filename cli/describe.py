@@ -10,6 +10,7 @@ from lorareg.cli.options import AsJson, BaseModelPath, Home, Quiet
 from lorareg.cli.output import MISSING, Output, Table
 from lorareg.cli.progress import progress
 from lorareg.registry.errors import NothingToDoError
+from lorareg.registry.types import SENTENCE_MODEL
 
 
 def describe(
@@ -61,7 +62,7 @@ def describe(
         before = {adapter.id: registry.task_vector(adapter.id, vectors.encoder.name) for adapter in adapters}
         made = vectors.make(adapters)
         if model is not None:
-            registry.remember(SENTENCES, str(model))
+            registry.remember(SENTENCE_MODEL, str(model))
         if base_model is not None:
             for name in {adapter.base_model for adapter in adapters}:
                 remember_base_model(registry, name, base_model)
@@ -77,7 +78,3 @@ def describe(
     }
     table = Table(("adapter", "vector", "task"), rows, flexible=frozenset({"task"}))
     output.show(data, table, f"{len(rows)} task vectors by {encoder}.", brief=[row[0] for row in rows])
-
-
-SENTENCES = "sentence_model"
-"""What a registry remembers the path of its sentence model under."""

@@ -21,7 +21,9 @@ from lorareg.cli import cohorts as cohorts_command
 from lorareg.cli import compress as compress_command
 from lorareg.cli import describe as describe_command
 from lorareg.cli import failures
+from lorareg.cli import generate as generate_command
 from lorareg.cli import ingest as ingest_command
+from lorareg.cli import interpolate as interpolate_command
 from lorareg.cli import list as list_command
 from lorareg.cli import materialize as materialize_command
 from lorareg.cli import migrate as migrate_command
@@ -71,6 +73,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ingest": ingest_command.ingest,
     "compress": compress_command.compress,
     "materialize": materialize_command.materialize,
+    "interpolate": interpolate_command.interpolate,
     "report": report_command.report,
     "verify": verify_command.verify,
     "certificate": certificate_command.certificate,
@@ -79,6 +82,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "search": search_command.search,
     "show": show_command.show,
     "describe": describe_command.describe,
+    "generate": generate_command.generate,
     "cohorts": cohorts_command.cohorts,
     "tag": tag_command.tag,
     "rm": rm_command.rm,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorareg.cli.describe import SENTENCES
 from lorareg.cli.options import AsJson, Home, Quiet
 from lorareg.cli.output import MISSING, Output, Table
 from lorareg.cli.progress import progress
 from lorareg.registry.errors import BaseModelError, NothingToDoError
+from lorareg.registry.types import SENTENCE_MODEL
 
 if TYPE_CHECKING:
     from lorareg.compress.search import Hit
@@ -52,7 +52,7 @@ def search(
         raise NothingToDoError(message="There is nothing to look for: give some words.")
     output = Output(as_json, quiet)
     with Reader(home) as registry:
-        where, model = registry.home, registry.setting(SENTENCES)
+        where, model = registry.home, registry.setting(SENTENCE_MODEL)
         newest = {adapter.name: adapter for adapter in registry.adapters()}
     if not newest:
         raise NothingToDoError(message=f"There are no adapters in {where}. Run `lorareg ingest PATH` first.")

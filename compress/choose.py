@@ -111,7 +111,7 @@ class GeneratorChoice:
 
     def _train(self, arch: str, group: Group) -> Trained:
         train = train_module()
-        config = replace(train.PRESETS[arch], seed=self.options.seed)
+        config = replace(train.PRESETS[arch], seed=self.options.seed, mask_share=self.options.mask_latents)
         if self.options.steps is not None:
             config = replace(config, steps=self.options.steps)
         # Named by everything that decides the result, so that a run that differs in anything starts anew.

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorareg.compress import slots_decoder
 from lorareg.compress.forecast import first_error
 from lorareg.compress.generator import DECODERS
 from lorareg.compress.rate import USUAL_TOLERANCE
@@ -97,14 +98,21 @@ class CompressOptions:
     seed: int = 0
     steps: int | None = None
     retrain: bool = False
+    mask_latents: float = 0.0  # share of adapters that training draws from their condition alone
 
     def __post_init__(self) -> None:
-        """Raises ContractError (steps below 1), or InvalidNameError (architecture)."""
+        """Raises ContractError (steps below 1, masked latents), or InvalidNameError (architecture)."""
         if self.steps is not None and self.steps < 1:
             raise ContractError(option=f"--steps {self.steps}", reason="training takes at least one step")
         if self.arch not in ARCHITECTURES:
             expected = "one of " + ", ".join(ARCHITECTURES)
             raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)
+        if not 0 <= self.mask_latents < 1:
+            reason = "it is a share of the adapters in training, at least 0 and below 1, such as 30% or 0.3"
+            raise ContractError(option=f"--mask-latents {self.mask_latents:g}", reason=reason)
+        if self.mask_latents and self.arch != slots_decoder.NAME:
+            option = f"--mask-latents {self.mask_latents:g} with --arch {self.arch}"
+            raise ContractError(option=option, reason="only slots learns to; give --arch slots")
 
     @property
     def needs_model(self) -> bool:

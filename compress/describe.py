@@ -13,6 +13,7 @@ from lorareg.compress.generator import Int8
 from lorareg.compress.progress import Reporter
 from lorareg.compress.task_vectors import HiddenStateEncoder, SentenceEncoder, TaskEncoder, TextEncoder
 from lorareg.registry.errors import BaseModelError
+from lorareg.registry.lookup import Lookup
 from lorareg.registry.store import Registry
 from lorareg.registry.types import SAMPLES_FILE, Adapter
 
@@ -67,10 +68,15 @@ class TaskVectors:
         return np.frombuffer(stored.vector, np.int8)
 
     def _make(self, adapter: Adapter) -> Int8:
-        samples: list[str] = []
-        has_samples = any(file.path == SAMPLES_FILE for file in self.registry.files(adapter))
-        if not isinstance(self.encoder, TextEncoder) and has_samples:
-            samples = [str(text) for text in json.loads(self.registry.read_file(adapter, SAMPLES_FILE))]
-        vector = self.encoder.encode(adapter.description, samples)
+        vector = encoded(self.registry, self.encoder, adapter)
         self.registry.put_task_vector(adapter.id, self.encoder.name, vector.tobytes())
         return vector
+
+
+def encoded(lookup: Lookup, encoder: TaskEncoder, adapter: Adapter) -> Int8:
+    """The vector that an encoder makes of an adapter's description and samples."""
+    samples: list[str] = []
+    has_samples = any(file.path == SAMPLES_FILE for file in lookup.files(adapter))
+    if not isinstance(encoder, TextEncoder) and has_samples:
+        samples = [str(text) for text in json.loads(lookup.read_file(adapter, SAMPLES_FILE))]
+    return encoder.encode(adapter.description, samples)

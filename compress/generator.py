@@ -108,17 +108,8 @@ def predict(generator: Generator, layout: Layout, latent: Int8, condition: Int8)
     Raises:
         LayoutMismatchError: latent or condition has another size than the generator's.
     """
-    for name, given, expected in (
-        ("latent", latent, generator.latent_size),
-        ("condition", condition, generator.condition_size),
-    ):
-        if given.shape != (expected,):
-            raise LayoutMismatchError(
-                what=f"The {name} of a code",
-                found=f"{given.size} entries",
-                expected=f"{expected} entries",
-                remedy="The code and the generator do not belong together; run `lorareg check`.",
-            )
+    expect_size("latent", latent, generator.latent_size)
+    expect_size("condition", condition, generator.condition_size)
     network = DECODERS[generator.arch].decode(
         layout,
         generator.tensors,
@@ -128,6 +119,21 @@ def predict(generator: Generator, layout: Layout, latent: Int8, condition: Int8)
     rows = [_add(*parts) for parts in zip(network, generator.slot_exponents, generator.means, strict=True)]
     pairs = zip(rows[0::2], rows[1::2], strict=True)
     return Prediction(tuple(ModulePrediction(b.T, a, b_exp, a_exp) for (a, a_exp), (b, b_exp) in pairs))
+
+
+def expect_size(name: str, given: Int8, expected: int) -> None:
+    """Refuse a latent or condition of another size than a generator's.
+
+    Raises:
+        LayoutMismatchError: it has another size.
+    """
+    if given.shape != (expected,):
+        raise LayoutMismatchError(
+            what=f"The {name} of a code",
+            found=f"{given.size} entries",
+            expected=f"{expected} entries",
+            remedy="The code and the generator do not belong together; run `lorareg check`.",
+        )
 
 
 def _add(network: Float64, slot_exponent: int, mean: IntTensor) -> tuple[Float64, int]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +66,14 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) 
     with Reader(home) as reader:
         adapter = reader.adapter(ref)
         target = out if out is not None else Path(adapter.name.rpartition("/")[2])
-        _check_target(target, force)
+        expect_free(target, force)
         encoding = reader.encoding(adapter.id)
         weights = restore_weights(reader, adapter, encoding)
         files = {CONFIG_FILE: reader.read_file(adapter, CONFIG_FILE), WEIGHTS_FILE: weights}
         card = _card(reader, adapter, encoding)
         if card is not None:
             files[CARD_FILE] = card
-    with _replacing(target) as folder:
-        for name, data in files.items():
-            _write(folder / name, data)
+    write_folder(target, files)
     return Materialized(
         adapter=adapter,
         path=target,
@@ -148,7 +146,13 @@ def expect_output(output: bytes, encoding: Encoding | NewEncoding, what: str) ->
         )
 
 
-def _check_target(target: Path, force: bool) -> None:
+def expect_free(target: Path, force: bool) -> None:
+    """Nothing is at `target`, or an adapter's folder that may be replaced.
+
+    Raises:
+        OutputExistsError: something is there and `force` was not given.
+        OutputInUseError: it holds something else than an adapter.
+    """
     if not target.exists() and not target.is_symlink():
         return
     if not force:
@@ -158,6 +162,13 @@ def _check_target(target: Path, force: bool) -> None:
     foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ADAPTER_FILES or entry.is_dir())
     if foreign:
         raise OutputInUseError(path=target, found=repr(foreign[0]))
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write files as a folder, all of them or none; what was at `target` is replaced."""
+    with _replacing(target) as folder:
+        for name, data in files.items():
+            _write(folder / name, data)
 
 
 @contextmanager

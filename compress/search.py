@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ def search_by_text(query: str, adapters: Sequence[Adapter]) -> list[Hit]:
     encoder = TextEncoder()
     wanted = encoder.encode(query, ())
     texts = {adapter.id: f"{adapter.name} {adapter.description}" for adapter in adapters}
-    found = _found(_words(query), {key: _words(text) for key, text in texts.items()})
+    found = _shares_by_rarity(words_of(query), {key: words_of(text) for key, text in texts.items()})
     return _ranked(
         adapters, lambda adapter: (cosine(wanted, encoder.encode(texts[adapter.id], ())) + found[adapter.id]) / 2
     )
@@ -60,12 +60,18 @@ def _ranked(adapters: Sequence[Adapter], score: Callable[[Adapter], float]) -> l
     return sorted(hits, key=lambda hit: (-hit.score, hit.adapter.name))
 
 
-def _words(text: str) -> set[str]:
+def words_of(text: str) -> set[str]:
+    """The words of a text, in one case."""
     return set(re.findall(r"[^\W_]+", text.casefold()))
 
 
-def _found(words: Iterable[str], texts: Mapping[int, set[str]]) -> dict[int, float]:
-    """The share of words, weighted by their rarity, that begin like one of each text's; words of none do not count."""
+def share_found(words: set[str], among: set[str]) -> float:
+    """The share of words that begin like one of others."""
+    return sum(any(_alike(word, other) for other in among) for word in words) / len(words) if words else 0.0
+
+
+def _shares_by_rarity(words: set[str], texts: Mapping[int, set[str]]) -> dict[int, float]:
+    """The share of words, weighted by their rarity, that each text has; words that none has do not count."""
     shares, whole = dict.fromkeys(texts, 0.0), 0.0
     for word in sorted(words):
         having = [key for key, others in texts.items() if any(_alike(word, other) for other in others)]

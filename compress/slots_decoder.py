@@ -8,6 +8,9 @@
 Scales and biases of a token are the sum of one vector for its layer and one for its row within its
 kind, so the network's size does not depend on how many layers share it. This file is the decoder
 in integers; `slots_model` is the same network in torch, with the encoder that training needs.
+
+With `"prior": 1` in its config, a prior of the latent given the condition is stored beside the network
+(see `prior`); drawing an adapter does not look at it.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ NAME = "slots"
 
 
 def tensor_shapes(layout: Layout, latent: int, condition: int, config: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the decoder, in the order they are stored."""
+    """Name and shape of every tensor of the decoder, in the order they are stored.
+
+    Raises:
+        ValueError: the config's `prior` is neither absent nor 1.
+    """
     grid, hidden, inner = grid_of(layout), config["hidden"], config["inner"]
     return {
         "latent_in": (hidden, latent),
@@ -40,7 +47,16 @@ def tensor_shapes(layout: Layout, latent: int, condition: int, config: Mapping[s
         "inner_bias": (inner,),
         "inner_out": (hidden, inner),
         **{f"head.{i}": (kind.width, hidden) for i, kind in enumerate(grid.kinds)},
+        **_prior_shapes(latent, condition, config),
     }
+
+
+def _prior_shapes(latent: int, condition: int, config: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    if "prior" not in config:
+        return {}
+    if config["prior"] != 1:
+        raise ValueError(f"prior {config['prior']} is none that is known: it is 1 where there is one")
+    return {"prior": (latent, condition), "prior_bias": (latent,)}
 
 
 def decode(layout: Layout, tensors: Mapping[str, IntTensor], latent: Float64, condition: Float64) -> list[Float64]:

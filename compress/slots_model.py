@@ -2,6 +2,7 @@
 
     rows of every slot --> per kind: linear (width -> h), times one vector a token --> summed
     --> with the condition: linear, relu, linear --> mean and log variance of z (k)
+    condition --> prior and prior_bias --> mean of the prior (k); its variance is learned too, one a dimension
 
 A block is the rows of one kind over a batch of adapters, (m, tokens, width), as deviations from
 the cohort's mean in units of the slot's scale.
@@ -68,6 +69,8 @@ class Model(nn.Module):
         self.posterior = nn.Sequential(
             nn.Linear(len(kinds) * hidden + condition, 4 * hidden), nn.ReLU(), nn.Linear(4 * hidden, 2 * latent)
         )
+        if "prior" in shapes:
+            self.prior_log_variance = nn.Parameter(torch.zeros(latent))
 
     def encode(self, blocks: Sequence[Tensor], condition: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of z, each (m, k)."""
@@ -78,6 +81,11 @@ class Model(nn.Module):
         moments: Tensor = self.posterior(torch.cat([*pooled, condition], dim=1))
         half = moments.shape[1] // 2
         return moments[:, :half], moments[:, half:]
+
+    def prior(self, condition: Tensor, stored: Callable[[str, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean (m, k) and log variance (k,) of z given the condition (m, c), the mean as it will be stored."""
+        weight, bias = (stored(name, self.decoder[name]) for name in ("prior", "prior_bias"))
+        return linear(condition, weight, bias), self.prior_log_variance
 
     def decode(self, z: Tensor, condition: Tensor, stored: Callable[[str, Tensor], Tensor]) -> list[Tensor]:
         """Blocks, drawn with every tensor as `stored` says it will be kept."""
@@ -90,6 +98,8 @@ class Model(nn.Module):
 
 
 def _initial(name: str, shape: tuple[int, ...]) -> Tensor:
+    if name.startswith("prior"):
+        return torch.zeros(shape)  # N(0, 1), as without one
     if name.endswith("bias"):
         spread = 0.1
     elif name.endswith("scale"):

@@ -4,6 +4,11 @@
                                                       +--> decoder --> loss: bits left to code
     task vectors (conditions) ------------------------+           + kl_weight * KL(z, N(0, 1))
 
+With masked latents (`mask_share`), some adapters of every batch are drawn from the mean of a learned
+prior p(z|c) instead, so that decoder and prior learn what a condition alone tells of an adapter, and
+the divergence is to that prior (Sohn et al., 2015). A decoder that always sees the latent has no need
+of the condition.
+
 The `slots` decoder is trained with its weights rounded as they will be stored (straight-through),
 so nothing is lost when they are. After training each adapter's latent, started at its posterior
 mean, is refined by gradient descent against the stored decoder. A latent is never drawn at random.
@@ -27,6 +32,7 @@ from lorareg.compress.generator import CONDITION_EXPONENT, LATENT_EXPONENT, Gene
 from lorareg.compress.grid import factor_rows
 from lorareg.compress.group import Group
 from lorareg.compress.objective import MeanSquare, ResidualBits, row_costs
+from lorareg.compress.prior import prior_latent
 from lorareg.compress.progress import Reporter
 from lorareg.compress.tensors import quantise_tensor
 from lorareg.compress.weights import Float64
@@ -56,6 +62,16 @@ class TrainConfig:
     seed: int = 0
     patience_steps: int = 100  # stop when the smoothed loss has not improved by 0.01% for so long
     checkpoint_steps: int = 25
+    mask_share: float = 0.0  # of each batch: adapters drawn from the prior's mean; 0 for no prior (`slots` alone)
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.mask_share < 1, self.mask_share
+        assert not self.mask_share or self.arch == slots_decoder.NAME, self.arch
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """What a generator file says of it: the sizes, and whether there is a prior."""
+        return {**self.sizes, "prior": 1} if self.mask_share else dict(self.sizes)
 
 
 PRESETS: dict[str, TrainConfig] = {
@@ -100,7 +116,7 @@ def train_generator(group: Group, config: TrainConfig, checkpoint: Checkpoint, r
     blocks = blocks_of(group, config.arch)
     condition = stacked(group.conditions)
     objective = objective_of(group, config.arch, blocks)
-    model = module.Model(group.layout, config.latent_size, condition.shape[1], config.sizes)
+    model = module.Model(group.layout, config.latent_size, condition.shape[1], config.stored)
     metrics = _fit(model, blocks, condition, objective, config, checkpoint, reporter)
     model.eval()
     with torch.no_grad():
@@ -113,24 +129,63 @@ def train_generator(group: Group, config: TrainConfig, checkpoint: Checkpoint, r
         encoder=group.encoder,
         latent_size=config.latent_size,
         condition_size=condition.shape[1],
-        config=dict(config.sizes),
+        config=config.stored,
         slot_exponents=group.slot_exponents,
         means=group.means,
         tensors={name: quantise_tensor(value, bits_of(name, config)) for name, value in exported.items()},
     )
     latents, loss = refine(generator, group.layout, blocks, condition, objective, start, config, reporter)
-    return Trained(generator, latents, {**metrics, "refined_loss": loss})
+    metrics |= {"refined_loss": loss}
+    if config.mask_share:
+        expected = prior_means(generator, group.conditions)
+        metrics |= {
+            "mask_share": config.mask_share,
+            "prior_loss": loss_of(generator, group.layout, blocks, condition, objective, expected, config.batch_size),
+        }
+    return Trained(generator, latents, metrics)
 
 
 def fit_latents(generator: Generator, group: Group, steps: int, reporter: Reporter) -> list[Int8]:
-    """Latents of adapters that a frozen generator was not trained on, from zero."""
+    """Latents of adapters that a frozen generator was not trained on, from its prior's mean, else from zero."""
     config = PRESETS[generator.arch]
     blocks = blocks_of(group, generator.arch)
     objective = objective_of(group, generator.arch, blocks)
-    start = torch.zeros(len(group.adapters), generator.latent_size)
+    start = prior_means(generator, group.conditions)
     longer = replace(config, refine_steps=steps)
     latents, _ = refine(generator, group.layout, blocks, stacked(group.conditions), objective, start, longer, reporter)
     return latents
+
+
+def prior_means(generator: Generator, conditions: Sequence[Int8]) -> Tensor:
+    """The latents (m, k) that conditions (c,) alone suggest: the prior's means, zeros where there is no prior."""
+    found = [prior_latent(generator, condition) for condition in conditions]
+    nothing = np.zeros(generator.latent_size, np.int8)
+    stored = np.stack([nothing if latent is None else latent for latent in found])
+    return torch.from_numpy(stored.astype(np.float32)) * 2.0**LATENT_EXPONENT
+
+
+def loss_of(
+    generator: Generator,
+    layout: Layout,
+    blocks: Sequence[Tensor],
+    condition: Tensor,
+    objective: Objective,
+    latents: Tensor,
+    batch_size: int,
+) -> float:
+    """The mean loss of what a stored generator draws for latents (m, k)."""
+    parameters = real_tensors(generator)
+    losses = []
+    for start in range(0, len(condition), batch_size):
+        part = slice(start, start + batch_size)
+        drawn = MODULES[generator.arch].draw(layout, parameters, latents[part], condition[part])
+        losses.append(objective(drawn, [block[part] for block in blocks], part))
+    return float(torch.cat(losses).mean())
+
+
+def real_tensors(generator: Generator) -> dict[str, Tensor]:
+    """A stored generator's tensors, float32."""
+    return {name: torch.from_numpy(tensor.real.astype(np.float32)) for name, tensor in generator.tensors.items()}
 
 
 def blocks_of(group: Group, arch: str) -> list[Tensor]:
@@ -227,13 +282,29 @@ def _loss(
     config: TrainConfig,
     order: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Reconstruction loss and KL divergence of one batch."""
+    """Reconstruction loss and KL divergence of one batch, which is in random order: its first adapters are masked."""
+
+    def stored(name: str, weight: Tensor) -> Tensor:
+        return rounded(name, weight, config)
+
     mean, log_variance = model.encode(batch, condition)
     noise = torch.randn(mean.shape, generator=order)
     z = mean + noise * (0.5 * log_variance).exp()
-    drawn = model.decode(z, condition, lambda name, weight: rounded(name, weight, config))
+    if config.mask_share:
+        masked = max(1, round(config.mask_share * len(z)))
+        prior_mean, prior_log_variance = model.prior(condition, stored)
+        z = torch.cat([prior_mean[:masked], z[masked:]])
+        mean, log_variance = _standardised(mean, log_variance, prior_mean, prior_log_variance)
+    drawn = model.decode(z, condition, stored)
     divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(dim=1)
     return objective(drawn, batch, chosen).mean(), divergence.mean()
+
+
+def _standardised(
+    mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A posterior in units of its prior: its divergence from N(0, 1) is then that from the prior."""
+    return (mean - prior_mean) * (-0.5 * prior_log_variance).exp(), log_variance - prior_log_variance
 
 
 def refine(
@@ -248,7 +319,7 @@ def refine(
 ) -> tuple[list[Int8], float]:
     """Gradient descent on latents against the frozen decoder; the best seen of each, and their mean loss."""
     module = MODULES[generator.arch]
-    parameters = {name: torch.from_numpy(t.real.astype(np.float32)) for name, t in generator.tensors.items()}
+    parameters = real_tensors(generator)
     unit, latents, losses = 2.0**LATENT_EXPONENT, [], []
     parts = [slice(i, i + config.batch_size) for i in range(0, len(condition), config.batch_size)]
     reporter.start("refining latents", len(parts) * config.refine_steps)

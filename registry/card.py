@@ -1,4 +1,4 @@
-"""Model cards: the task description in one (its first paragraph of prose), and the mark on what is reconstructed."""
+"""Model cards: the task description in one (its first paragraph of prose), and the mark on what nobody trained."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 MAX_DESCRIPTION_CHARS = 2000
 MARK_START, MARK_END = "<!-- lorareg: reconstructed -->", "<!-- lorareg: end of mark -->"
+NOVEL_START = "<!-- lorareg: novel -->"
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _MARK = re.compile(rf"{MARK_START}\n.*?{MARK_END}\n+", re.DOTALL)
@@ -51,3 +52,10 @@ def mark_reconstructed(card: str, base_model: str, lines: Sequence[str]) -> str:
     end = matter.end() if matter else 0
     head = unmarked[:end] + ("" if not end or unmarked[:end].endswith("\n") else "\n")
     return f"{head}{block}\n\n{unmarked[end:]}"
+
+
+def novel_card(description: str, base_model: str, lines: Sequence[str]) -> str:
+    """The card of an adapter that nobody trained: a quoted block that says so, then what it is meant for."""
+    matter = f"---\nbase_model: {json.dumps(base_model)}\nlibrary_name: peft\ntags: [lora]\n---\n"
+    block = "\n".join([NOVEL_START, *(f"> {line}" for line in lines), MARK_END])
+    return f"{matter}{block}\n\n{description}\n" if description else f"{matter}{block}\n"

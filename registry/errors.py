@@ -185,6 +185,12 @@ class LayoutMismatchError(LoraregError):
     exit_code = 31
 
 
+class InterpolationError(LoraregError):
+    """{first} and {second} cannot be interpolated: {reason}. {remedy}"""
+
+    exit_code = 33
+
+
 class TrainingError(LoraregError):
     """Training the generator of cohort {cohort!r} failed: {reason}. {remedy}"""
 
@@ -222,6 +228,24 @@ class SignatureError(LoraregError):
     """{what}: {reason}. {remedy}"""
 
     exit_code = 44
+
+
+# -- tasks nobody has an adapter for -------------------------------------------------------------
+
+
+class UnrelatedTaskError(LoraregError):
+    """Description {description!r} is like no task of cohort {cohort!r}: it comes as close as {found} to the nearest,
+    {nearest}, and shuffled letters come as close as {expected}. Say it in other words, compare by meaning
+    (`lorareg describe --sentences`), give --samples, or pass --anyway for what is little more than the mean adapter.
+    """
+
+    exit_code = 50
+
+
+class SamplesError(LoraregError):
+    """Samples {path}: {reason}. {remedy}"""
+
+    exit_code = 51
 
 
 # -- the user changed their mind ----------------------------------------------------------------

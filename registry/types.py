@@ -30,6 +30,9 @@ EVAL_SUMMARY_FILE = "eval.json"
 TEXT_ENCODER_PREFIX = "text:"
 """Task vectors whose encoder starts so were made from the description alone, with no base model."""
 
+SENTENCE_MODEL = "sentence_model"
+"""What a registry remembers the path of its sentence model under."""
+
 
 def canonical_json(value: object) -> str:
     """The one JSON form that is stored and hashed: sorted keys, no spaces, ASCII, no NaN."""

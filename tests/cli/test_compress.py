@@ -46,6 +46,11 @@ def test_compress_takes_other_contracts(
     assert pipeline.options == CompressOptions(contract, "linear", home)
 
 
+def test_compress_takes_a_share_of_masked_latents(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
+    run("compress", "--arch", "slots", "--mask-latents", "30%", "--home", home)
+    assert pipeline.options == CompressOptions(arch="slots", mask_latents=0.3)
+
+
 def test_compress_shows_the_gain_where_it_was_measured(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
     pipeline.gains = (0.9925, 0.981, 0.0123)
     out = run("compress", "--home", home).out
@@ -67,6 +72,9 @@ def test_compress_shows_the_gain_where_it_was_measured(run: Run, home: Path, pip
         (("--tolerance", "kl=1,kl=2"), "--tolerance kl=2 is not valid: kl is given twice"),
         (("--tolerance", ""), "a level is a number"),
         (("--tolerance", "gain=0.9", "--gain", "0.8"), "--tolerance gain=0.9 is not valid: gain is given twice"),
+        (("--arch", "slots", "--mask-latents", "some"), "--mask-latents some is not valid: a share is written as"),
+        (("--arch", "slots", "--mask-latents", "100%"), "--mask-latents 1 is not valid: it is a share"),
+        (("--mask-latents", "30%"), "--mask-latents 0.3 with --arch auto is not valid: only slots"),
         (("--tolerance", "0.1", "--budget", "1%"), "--tolerance with --budget is not valid: bytes"),
     ],
 )

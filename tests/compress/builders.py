@@ -56,15 +56,24 @@ def original(of: Layout, modules: Sequence[Factors] | None = None, seed: int = 0
 
 
 def generator(
-    arch: str, of: Layout, seed: int = 0, *, latent: int = 3, condition: int = 5, coordinates: Any = "raw"
+    arch: str,
+    of: Layout,
+    seed: int = 0,
+    *,
+    latent: int = 3,
+    condition: int = 5,
+    coordinates: Any = "raw",
+    prior: bool = False,
 ) -> Generator:
-    """A generator of random integers."""
+    """A generator of random integers; with `prior`, of the latent given the condition (`slots` alone)."""
     random = np.random.default_rng(seed)
     if arch == mean_decoder.NAME:
         latent = condition = 0
     if arch == linear_decoder.NAME:
         condition = 0
     config = {"hidden": 6, "inner": 4} if arch == slots_decoder.NAME else {}
+    if prior:
+        config["prior"] = 1
     shapes = DECODERS[arch].tensor_shapes(of, latent, condition, config)
     whole = arch != conv1d_decoder.NAME
     return Generator(

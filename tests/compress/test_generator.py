@@ -160,6 +160,9 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "small means": lambda h: h.update(whole_means=False),
     "unknown coordinates": lambda h: h.update(coordinates="polar"),
     "coordinates a list": lambda h: h.update(coordinates=[]),
+    "unknown prior": lambda h: h["config"].update(prior=7),
+    "prior without tensors": lambda h: h["config"].update(prior=1),
+    "no prior": lambda h: h["config"].update(prior=0),
     "encoder a number": lambda h: h.update(encoder=3),
 }
 
@@ -185,6 +188,7 @@ def test_messages_name_what_was_found(slots_file: bytes, make: ModuleType) -> No
         (lambda h: h.update(coordinates="polar"), "coordinates 'polar' are unknown"),
         (lambda h: h.update(slot_exponents=[40] * 8), "exponents -6 and 40 are too far apart"),
         (lambda h: h.update(mean_exponents=[77] * 8), r"exponent 77 is outside -60\.\.60"),
+        (lambda h: h["config"].update(prior=7), "prior 7 is none that is known"),
         (lambda h: h.update(arch="transformer"), "unknown architecture"),
     ):
         with pytest.raises(InvalidContainerError, match=message):

@@ -141,6 +141,41 @@ def test_a_later_adapter_needs_no_training(
     assert after == before
 
 
+def test_masked_latents_give_a_generator_with_a_prior(
+    registry: Registry, run: Run, encodings: ByRef, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    add_group(registry, *SIX[:3])
+    run(registry, arch="slots", steps=3, mask_latents=0.5)
+    (record,) = registry.generators(registry.cohorts()[0].id)
+    assert json.loads(record.config)["prior"] == 1
+    assert json.loads(record.metrics)["mask_share"] == 0.5
+    monkeypatch.setattr(pipeline, "FIT_STEPS", 5)
+    add_group(registry, "late")
+    run(registry)
+    assert encodings(registry)["late@1"].generator_id == record.id
+
+
+def test_a_checkpoint_is_of_one_share_of_masked_latents(
+    registry: Registry, run: Run, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from lorareg.compress import train
+
+    paths = []
+
+    def stopped(group: object, config: object, checkpoint: train.Checkpoint, reporter: object) -> None:
+        paths.append(checkpoint.path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_generator", stopped)
+    add_group(registry, *SIX[:3])
+    for share in (0.0, 0.5, 0.5):
+        with pytest.raises(KeyboardInterrupt):
+            run(registry, arch="slots", steps=3, mask_latents=share)
+    assert paths[0] != paths[1] == paths[2]
+
+
 def test_adapters_of_other_seeds_group_apart(
     registry: Registry, run: Run, encodings: ByRef, add_group: AddGroup
 ) -> None:

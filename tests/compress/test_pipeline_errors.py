@@ -151,3 +151,15 @@ def test_steps_and_architectures_are_checked() -> None:
         InvalidNameError, match=r"Architecture 'gan' is not valid.* auto, slots, conv1d, mean, linear, none"
     ):
         CompressOptions(arch="gan")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_of_masked_latents_outside_its_range_is_refused(share: float) -> None:
+    with pytest.raises(ContractError, match=f"--mask-latents {share:g} is not valid: it is a share"):
+        CompressOptions(arch="slots", mask_latents=share)
+
+
+@pytest.mark.parametrize("arch", ["auto", "conv1d", "linear", "mean", "none"])
+def test_only_slots_masks_latents(arch: str) -> None:
+    with pytest.raises(ContractError, match=f"--mask-latents 0.3 with --arch {arch} is not valid"):
+        CompressOptions(arch=arch, mask_latents=0.3)

@@ -16,6 +16,7 @@ from lorareg.compress.checkpoint import Checkpoint  # noqa: E402
 from lorareg.compress.generator import pack_generator, predict, unpack_generator  # noqa: E402
 from lorareg.compress.group import Group  # noqa: E402
 from lorareg.compress.objective import ResidualBits, row_costs, water_level  # noqa: E402
+from lorareg.compress.prior import prior_latent  # noqa: E402
 from lorareg.compress.progress import Silent  # noqa: E402
 from lorareg.compress.tensors import quantise_tensor  # noqa: E402
 from lorareg.compress.train import (  # noqa: E402
@@ -24,11 +25,14 @@ from lorareg.compress.train import (  # noqa: E402
     Trained,
     blocks_of,
     fit_latents,
+    loss_of,
     objective_of,
+    prior_means,
     rounded,
     stacked,
     train_generator,
 )
+from lorareg.compress.weights import Factors  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,3 +233,91 @@ def test_residual_bits_grow_with_what_is_left() -> None:
     losses = [float(bits([scale * blocks[0]], blocks, slice(None))) for scale in (1.0, 0.9, 0.5, 0.0)]
     assert losses == sorted(losses)
     assert losses[-1] == pytest.approx(1)
+
+
+# -- masked latents ------------------------------------------------------------------------------
+
+
+def conditioned_group(make: ModuleType, count: int = 12) -> Group:
+    """Adapters whose distance from the mean is a linear function of their condition."""
+    layout = make.layout()
+    template = make.generator("mean", layout)
+    random = np.random.default_rng(3)
+    directions = [
+        [Factors(b=0.5 * random.normal(size=b.shape), a=0.2 * random.normal(size=a.shape)) for _ in range(2)]
+        for a, b in zip(layout.slots[0::2], layout.slots[1::2], strict=True)
+    ]
+    adapters, conditions = [], []
+    for _ in range(count):
+        task = random.integers(-60, 61, 2).astype(np.int8)
+        modules = []
+        for index, both in enumerate(directions):
+            a, b = (template.means[2 * index + i].real for i in (0, 1))
+            for entry, direction in zip(task / 32, both, strict=True):
+                a, b = a + entry * direction.a, b + entry * direction.b.T
+            modules.append(Factors(b=b.T, a=a))
+        adapters.append(modules)
+        conditions.append(np.concatenate([task, np.zeros(CONDITION - 2, np.int8)]))
+    return Group(layout, "raw", "text:test", adapters, conditions, template.means, template.slot_exponents, 0.2)
+
+
+def loss_from_conditions(trained: Trained, group: Group) -> float:
+    """What is left to code of a group's adapters when they are drawn from their conditions alone."""
+    blocks = blocks_of(group, "slots")
+    objective = objective_of(group, "slots", blocks)
+    latents = prior_means(trained.generator, group.conditions)
+    return loss_of(trained.generator, group.layout, blocks, stacked(group.conditions), objective, latents, 64)
+
+
+def test_masked_training_draws_better_from_the_condition_alone(make: ModuleType, tmp_path: Path) -> None:
+    group, losses = conditioned_group(make), {}
+    for share in (0.0, 0.5):
+        config = config_of("slots", steps=120, batch_size=12, mask_share=share)
+        trained = train_generator(group, config, Checkpoint(tmp_path / str(share)), Silent())
+        losses[share] = loss_from_conditions(trained, group)
+        assert ("prior" in trained.generator.tensors) == bool(share)
+    assert trained.metrics["prior_loss"] == pytest.approx(losses[0.5])
+    assert losses[0.5] < 0.8 * losses[0.0], losses
+
+
+def test_a_prior_is_trained_to_the_same_bytes_after_an_interruption(make: ModuleType, tmp_path: Path) -> None:
+    whole = train(make, tmp_path / "whole", mask_share=0.4)
+    with pytest.raises(KeyboardInterrupt):
+        train(make, tmp_path / "stopped", reporter=Stop(10), mask_share=0.4)
+    assert same(whole, train(make, tmp_path / "stopped", mask_share=0.4), make)
+    layout = make.layout()
+    assert unpack_generator(pack_generator(whole.generator, layout), layout).config["prior"] == 1
+
+
+def test_what_is_trained_without_masks_stays_the_same(make: ModuleType, tmp_path: Path) -> None:
+    trained = train(make, tmp_path / "checkpoint", mask_share=0.0)
+    assert same(trained, train(make, tmp_path / "default"), make)
+    assert trained.generator.config == {"hidden": 16, "inner": 16}
+    assert "prior_loss" not in trained.metrics
+
+
+def test_new_latents_start_at_the_mean_of_the_prior(make: ModuleType, tmp_path: Path) -> None:
+    group = conditioned_group(make)
+    config = config_of("slots", steps=40, batch_size=12, mask_share=0.5)
+    trained = train_generator(group, config, Checkpoint(tmp_path / "checkpoint"), Silent())
+    means = [prior_latent(trained.generator, condition) for condition in group.conditions]
+    assert any(mean is not None and mean.any() for mean in means)
+    fitted = fit_latents(trained.generator, group, 1, Silent())  # the one step there is measures where it starts
+    for latent, mean in zip(fitted, means, strict=True):
+        np.testing.assert_array_equal(latent, mean)
+
+
+def test_the_divergence_is_that_from_the_prior(make: ModuleType, tmp_path: Path) -> None:
+    from torch.distributions import Normal, kl_divergence
+
+    from lorareg.compress.train import _standardised
+
+    random = torch.Generator().manual_seed(0)
+    mean, log_variance, prior_mean = (torch.randn(3, 4, generator=random) for _ in range(3))
+    prior_log_variance = torch.randn(4, generator=random)
+    moved, log_ratio = _standardised(mean, log_variance, prior_mean, prior_log_variance)
+    found = kl_divergence(Normal(moved, (0.5 * log_ratio).exp()), Normal(0.0, 1.0))
+    wanted = kl_divergence(
+        Normal(mean, (0.5 * log_variance).exp()), Normal(prior_mean, (0.5 * prior_log_variance).exp())
+    )
+    torch.testing.assert_close(found, wanted)

@@ -74,6 +74,9 @@ def main() -> None:
             encoded = encode(original, draft, 0.1)
             assert encoded.codec.name == codec, (arch, encoded.codec.name)
             folder.add_code(f"{codec}-{arch}", encoded.code, layout, loaded, file)
+    with_prior = HERE / "slots-prior.generator"
+    if not with_prior.exists():
+        with_prior.write_bytes(pack_generator(make.generator("slots", layout, prior=True), layout))
     folder.save()
 
 
