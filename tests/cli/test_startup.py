@@ -18,7 +18,9 @@ def imported_by(statement: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("module", ["main", "ingest", "compress", "materialize", "list", "check", "output", "progress"])
+@pytest.mark.parametrize(
+    "module", ["main", "ingest", "compress", "materialize", "interpolate", "list", "check", "output", "progress"]
+)
 def test_the_command_line_starts_light(module: str) -> None:
     assert imported_by(f"import lorareg.cli.{module}").isdisjoint(HEAVY)
 
