@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from cohort import OUTPUT, BenchCohort
-from gains import Evaluator, Losses, find_base_model, find_tokens
+from gains import Evaluator, Losses, find_base_model, find_tokens, load_model
 from results import Results, Row, files_digest, print_table
 from study import load_study
 
@@ -123,7 +123,7 @@ class Bench:
 
     @property
     def model(self) -> BaseModel:
-        return self.evaluator.loaded()
+        return load_model(self.model_path)
 
     def measure(self, index: int) -> None:
         """One row for each way to make an adapter for the task of this index."""

@@ -168,7 +168,7 @@ def compress(
     levels = parse_levels(tolerance or [], gain)
     contract = Contract(levels.get("weight"), share, levels.get("gain"), levels.get("kl"), distill)
     masked = 0.0 if mask_latents is None else parse_share("--mask-latents", mask_latents)
-    options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain, masked)
+    options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain, mask_latents=masked)
     try:
         with Registry.open(home, create=False) as registry, progress(output) as reporter:
             summaries = run_compress(registry, cohorts or (), options, reporter)
