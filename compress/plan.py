@@ -73,8 +73,8 @@ class _Precision(NamedTuple):
         return _Precision(self.a + 1, self.b + 1)
 
 
-_COARSEST = _Precision(40, 40)
-"""In units so large, every entry is zero."""
+_COARSEST = _Precision(9, 9)
+"""In units of 512 every weight of an adapter is zero; and no other exponent takes fewer digits in a header."""
 
 
 class Trained(Protocol):
@@ -196,7 +196,7 @@ class Planner:
         """
         generator = self._rounded(precision, size)
         while len(file := pack_generator(generator, self.layout)) > self.most_bytes:
-            if precision == _COARSEST:
+            if min(precision) >= min(_COARSEST):
                 return None
             empty = not any(tensor.values.any() for tensor in (*generator.means, *generator.tensors.values()))
             precision = _COARSEST if empty else precision.coarser()
