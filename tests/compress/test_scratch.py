@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +19,11 @@ from lorareg.compress import linear_basis, scratch
 from lorareg.compress.canonical import COMPARED, group_by_init
 from lorareg.compress.coordinates import Turned, in_coordinates
 from lorareg.compress.encode import Original
+from lorareg.compress.group import Group
 from lorareg.compress.plan import EMPTY, Members, Planner
 from lorareg.compress.progress import Silent
 from lorareg.compress.scratch import parts_of, scratch_arrays
-from lorareg.compress.weights import Factors
+from lorareg.compress.weights import Factors, write_weights
 
 SHAPES = ((40, 2, 48), (24, 2, 48))
 COUNT = 5
@@ -131,6 +134,46 @@ def test_training_is_the_same_on_disk(
     after = trained("after")
     assert after.file == before.file
     assert all(np.array_equal(x, y) for x, y in zip(after.latents, before.latents, strict=True))
+
+
+def test_a_cohort_takes_the_memory_of_a_few_adapters(
+    make: ModuleType, on_disk: Callable[[], None], tmp_path: Path
+) -> None:
+    train = pytest.importorskip("lorareg.compress.train")
+    layout, count = make.layout(((512, 8, 512),) * 4), 64
+
+    def read(index: int) -> bytes:
+        common, own = make.factors(layout, 0), make.factors(layout, 1 + index)
+        moved = [Factors(b=o.b, a=f.a + 0.1 * o.a) for f, o in zip(common, own, strict=True)]
+        return write_weights(layout, moved)
+
+    originals = [Original(f"adapter {index}", partial(read, index), layout) for index in range(count)]
+    members = Members(layout, originals, [np.zeros(3, np.int8)] * count, "text:test", 0.2, tmp_path)
+    template = make.generator("mean", layout, coordinates="balanced")
+    group = Group(
+        layout,
+        "balanced",
+        "text:test",
+        Turned(originals, template),
+        members.conditions,
+        template.means,
+        template.slot_exponents,
+        0.2,
+        tmp_path,
+    )
+    assert originals[0].factors  # what is imported and cached once
+    on_disk()
+    tracemalloc.start()
+    try:
+        planner = Planner(members, Silent())
+        blocks = train.blocks_of(group, "slots")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    cohort = 4 * layout.weight_count * count
+    assert sum(slot.nbytes for slot in planner.slots) == cohort
+    assert sum(block.numel() * 4 for block in blocks) == cohort
+    assert peak < cohort / 3  # both at once; in double precision alone it would be four times `cohort`
 
 
 def test_turned_adapters_are_read_one_at_a_time(make: ModuleType) -> None:
