@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorareg.cli.options import AsJson, BaseModelPath, Home, Quiet, parse_levels, parse_share
+from lorareg.cli.options import AsJson, BaseModelPath, Home, Quiet, parse_levels, parse_share, parse_size
 from lorareg.cli.output import (
     MISSING,
     Output,
@@ -140,6 +140,16 @@ def compress(
             "description alone, so that a generator trained now learns what descriptions tell.",
         ),
     ] = None,
+    generator_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--generator-budget",
+            metavar="SIZE",
+            show_default=False,
+            help="Largest file a generator may have: 283MB, 500kB, 1GiB or bytes. Tables are made coarser to keep it; "
+            "a network grows within it while that makes the total smaller. A larger generator that exists is not used.",
+        ),
+    ] = None,
     base_model: BaseModelPath = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything that is random.")] = 0,
     steps: Annotated[
@@ -168,7 +178,8 @@ def compress(
     levels = parse_levels(tolerance or [], gain)
     contract = Contract(levels.get("weight"), share, levels.get("gain"), levels.get("kl"), distill)
     masked = 0.0 if mask_latents is None else parse_share("--mask-latents", mask_latents)
-    options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain, mask_latents=masked)
+    most_bytes = None if generator_budget is None else parse_size("--generator-budget", generator_budget)
+    options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain, masked, most_bytes)
     try:
         with Registry.open(home, create=False) as registry, progress(output) as reporter:
             summaries = run_compress(registry, cohorts or (), options, reporter)

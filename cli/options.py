@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +31,12 @@ BaseModelPath = Annotated[
         "the model's name), and for task vectors from its hidden states.",
     ),
 ]
+SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)},
+}
 LEVELS = ("weight", "kl", "gain")
 """What closeness is measured at, from cheap to dear."""
 
@@ -48,6 +56,20 @@ def parse_share(option: str, text: str) -> float:
         return float(number) / (100 if text.strip().endswith("%") else 1)
     except ValueError as error:
         raise ContractError(option=f"{option} {text}", reason="a share is written as 1% or 0.01") from error
+
+
+def parse_size(option: str, text: str) -> int:
+    """Bytes, as 283MB, 500kB, 1GiB, 1.5 MB or a plain number; the case of the letters does not matter.
+
+    Raises:
+        ContractError: it is not a number with one of these units, or none.
+    """
+    from lorareg.registry.errors import ContractError
+
+    found = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in SIZE_UNITS:
+        raise ContractError(option=f"{option} {text}", reason="a size is written as 283MB, 500kB, 1GiB or plain bytes")
+    return int(Decimal(found[1]) * SIZE_UNITS[found[2]])
 
 
 def parse_levels(texts: Sequence[str], gain: float | None) -> dict[str, float]:

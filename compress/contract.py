@@ -99,11 +99,15 @@ class CompressOptions:
     steps: int | None = None
     retrain: bool = False
     mask_latents: float = 0.0  # share of adapters that training draws from their condition alone
+    generator_budget: int | None = None  # bytes that the file of each generator may have
 
     def __post_init__(self) -> None:
-        """Raises ContractError (steps below 1, masked latents), or InvalidNameError (architecture)."""
+        """Raises ContractError (steps or bytes below 1, masked latents), or InvalidNameError (architecture)."""
         if self.steps is not None and self.steps < 1:
             raise ContractError(option=f"--steps {self.steps}", reason="training takes at least one step")
+        if self.generator_budget is not None and self.generator_budget < 1:
+            option = f"--generator-budget {self.generator_budget}"
+            raise ContractError(option=option, reason="a generator takes at least one byte; --arch none does without")
         if self.arch not in ARCHITECTURES:
             expected = "one of " + ", ".join(ARCHITECTURES)
             raise InvalidNameError(kind="Architecture", value=self.arch, reason="there is none", expected=expected)

@@ -81,7 +81,12 @@ class Draft:
     loaded: LoadedGenerator
     latent: Int8
     condition: Int8
-    turned: Sequence[Factors]  # the adapter in the generator's coordinates
+    turn: Callable[[], Sequence[Factors]]
+
+    @property
+    def turned(self) -> Sequence[Factors]:
+        """The adapter in the generator's coordinates; like an original, read when it is looked at."""
+        return self.turn()
 
     def prediction(self, layout: Layout) -> Prediction:
         return predict(self.loaded.generator, layout, self.latent, self.condition)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lorareg.compress.generator import LATENT_EXPONENT, Generator, Int8
 from lorareg.compress.grid import factor_rows
+from lorareg.compress.scratch import parts_of
 from lorareg.compress.weights import Factors, Float64
 
 _LARGEST_LATENT = 3.9
@@ -51,16 +52,26 @@ def find_basis(
     count = len(slots[0])
     gram = np.zeros((count, count))
     for slot, mean, weight in zip(slots, means, weights, strict=True):
-        flat = ((slot - mean) * weight).reshape(count, -1)
-        gram += flat @ flat.T
+        for rows in _row_parts(slot):
+            flat = ((slot[:, rows] - mean[rows]) * weight[rows]).reshape(count, -1)
+            gram += flat @ flat.T
     _, vectors = np.linalg.eigh(gram)
     scores = vectors[:, ::-1][:, :size]
     scores = scores * (_LARGEST_LATENT / np.abs(scores).max(axis=0))
     stored = np.rint(np.ldexp(scores, -LATENT_EXPONENT)).astype(np.int8)
     exact = np.ldexp(stored.astype(np.float64), LATENT_EXPONENT)
     solve = np.linalg.pinv(exact)  # (k, adapters)
-    tables = [np.tensordot(solve, slot - mean, axes=1) for slot, mean in zip(slots, means, strict=True)]
+    tables = [
+        np.concatenate([np.tensordot(solve, slot[:, rows] - mean[rows], axes=1) for rows in _row_parts(slot)], axis=1)
+        for slot, mean in zip(slots, means, strict=True)
+    ]
     return Basis(list(stored), tables)
+
+
+def _row_parts(slot: NDArray[np.float32]) -> list[slice]:
+    """Parts of a slot's rows, over all adapters, that fit into memory together."""
+    count, rank, width = slot.shape
+    return parts_of(rank, count * width)
 
 
 def fit_latent(generator: Generator, modules: Sequence[Factors]) -> Int8:

@@ -16,7 +16,7 @@ the paper's mean square, to be the paper's row in comparisons.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lorareg.compress.fidelity import energy
+from lorareg.compress.scratch import parts_of
 from lorareg.compress.weights import Factors, Float64
 from lorareg.registry.types import Layout
 
@@ -56,7 +57,8 @@ class ResidualBits:
 
     @staticmethod
     def of(blocks: Sequence[Tensor], costs: Sequence[Tensor], tolerance: float) -> ResidualBits:
-        errors = torch.cat([(b.square() * c).sum(dim=-1) for b, c in zip(blocks, costs, strict=True)], dim=1)
+        parts = parts_of(len(blocks[0]), sum(block[0].numel() for block in blocks))
+        errors = torch.cat([_errors((b[part] for b in blocks), costs, part) for part in parts])
         widths = torch.cat([torch.full((b.shape[1],), float(b.shape[-1])) for b in blocks])
         allowed = torch.minimum(torch.full((len(errors),), tolerance**2), MOST_ALLOWED * errors.sum(dim=1))
         water = water_level(errors, widths, allowed)
@@ -64,8 +66,8 @@ class ResidualBits:
 
     def __call__(self, drawn: Sequence[Tensor], blocks: Sequence[Tensor], part: Tensor | slice) -> Tensor:
         """Bits of adapters `part`, (m,), as a share of the null model's."""
-        errors = [((d - b).square() * c[part]).sum(dim=-1) for d, b, c in zip(drawn, blocks, self.costs, strict=True)]
-        return _bits(torch.cat(errors, dim=1), self.widths, self.water[part]) / self.null[part]
+        errors = _errors((d - b for d, b in zip(drawn, blocks, strict=True)), self.costs, part)
+        return _bits(errors, self.widths, self.water[part]) / self.null[part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,11 @@ def water_level(errors: Tensor, widths: Tensor, allowed: Tensor) -> Tensor:
         cut = torch.minimum(errors, widths * middle.exp()[:, None]).sum(dim=1)
         low, high = torch.where(cut > allowed, low, middle), torch.where(cut > allowed, middle, high)
     return low.exp()[:, None]
+
+
+def _errors(deviations: Iterable[Tensor], costs: Sequence[Tensor], part: Tensor | slice) -> Tensor:
+    """Weighted error of every row of adapters `part`, (m, all tokens)."""
+    return torch.cat([(d.square() * c[part]).sum(dim=-1) for d, c in zip(deviations, costs, strict=True)], dim=1)
 
 
 def _bits(errors: Tensor, widths: Tensor, water: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from lorareg.compress.canonical import group_by_init
 from lorareg.compress.choose import NONE, GeneratorChoice, train_module, trains_network
 from lorareg.compress.codecs import LoadedGenerator
 from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions
+from lorareg.compress.coordinates import Turned, covers
 from lorareg.compress.describe import TaskVectors
 from lorareg.compress.encode import Draft
 from lorareg.compress.gate import Candidate, Encoder, Kept
@@ -28,7 +29,7 @@ from lorareg.compress.generator import Int8
 from lorareg.compress.group import Group
 from lorareg.compress.judge import Judge, Judges
 from lorareg.compress.materialize import restore_weights
-from lorareg.compress.plan import EMPTY, Members, Plan, covers, draft_of, in_coordinates, latent_of
+from lorareg.compress.plan import EMPTY, Members, Plan, draft_of, latent_of
 from lorareg.compress.progress import Reporter
 from lorareg.compress.source import Source, refusal, source_of
 from lorareg.compress.verify import prove, prove_carried
@@ -80,7 +81,8 @@ def compress(
     Raises:
         UnknownCohortError: one of `cohorts` does not exist.
         NothingToDoError: the registry holds no adapters.
-        ContractError: the contract is about what a base model does, and none is known.
+        ContractError: the contract is about what a base model does, and none is known; or no generator of the
+            architecture asked for is as small as was asked for.
         BaseModelError: the base model does not load, or a generator needs one and none was given.
         MissingExtraError: training is needed and torch is not installed.
         IntegrityError: stored bytes are damaged.
@@ -113,7 +115,8 @@ class _CohortRun:
         """Encode what needs it and sum up."""
         adapters = self.registry.adapters(cohort_id=self.cohort.id)
         current = {encoding.adapter_id: encoding for encoding in self.registry.encodings(self.cohort.id)}
-        if not self.contract.asked and self.options.retrain:
+        too_large = any(self._exceeds_cap(encoding) for encoding in current.values())
+        if not self.contract.asked and (self.options.retrain or too_large):
             # Nobody asked for a coarser contract than the tightest one given before.
             held = [json.loads(encoding.tolerance) for encoding in current.values()]
             given = [float(one["relative_error"]) for one in held if one.keys() == {"relative_error"}]
@@ -157,7 +160,7 @@ class _CohortRun:
         if self._is_intact(encoding):
             held = json.loads(encoding.tolerance)
             same = all(held.get(name) == value for name, value in self.contract.asked.items())
-            return same and not self.options.retrain
+            return same and not self.options.retrain and not self._exceeds_cap(encoding)
         if self.registry.original(adapter) == "pruned":
             self.messages.append(
                 f"{adapter.ref} is damaged and its original is gone; `lorareg replicate LOCATION --repair` brings it "
@@ -165,6 +168,14 @@ class _CohortRun:
             )
             return True
         return False
+
+    def _exceeds_cap(self, encoding: Encoding) -> bool:
+        """Whether an encoding needs a generator that is larger than a generator may be now."""
+        return encoding.generator_id is not None and self._is_too_large(self.registry.generator(encoding.generator_id))
+
+    def _is_too_large(self, record: GeneratorRecord) -> bool:
+        most_bytes = self.options.generator_budget
+        return most_bytes is not None and record.size_bytes > most_bytes
 
     def _is_intact(self, encoding: Encoding) -> bool:
         """Whether an encoding's bytes are those that were recorded; says so where they are not."""
@@ -188,6 +199,11 @@ class _CohortRun:
             if not left:
                 break
             if self.options.arch not in ("auto", record.arch):
+                continue
+            if self._is_too_large(record):
+                self.messages.append(
+                    f"generator {_label(record)} is not used: its file takes {record.size_bytes} bytes"
+                )
                 continue
             try:
                 data = self.registry.blobs.get(record.sha256)
@@ -224,11 +240,12 @@ class _CohortRun:
             layout=self.layout,
             coordinates=generator.coordinates,
             encoder=generator.encoder,
-            adapters=[in_coordinates(task.original.factors, generator) for task in tasks],
+            adapters=Turned([task.original for task in tasks], generator),
             conditions=conditions,
             means=generator.means,
             slot_exponents=generator.slot_exponents,
             tolerance=self.tolerance,
+            scratch=self.registry.blobs.tmp,
         )
         return conditions, list(train_module().fit_latents(generator, group, FIT_STEPS, self.reporter))
 
@@ -251,11 +268,13 @@ class _CohortRun:
         else:
             self._encode_with_new(tasks, plan, conditions)
         if choice is not None:
-            choice.forget_checkpoint()
+            choice.forget_checkpoints()
 
     def _choice(self, tasks: Sequence[Source], conditions: Sequence[Int8]) -> GeneratorChoice:
         encoder = self.vectors.encoder.name if conditions[0].size else ""
-        members = Members(self.layout, [task.original for task in tasks], conditions, encoder, self.tolerance)
+        originals = [task.original for task in tasks]
+        scratch = self.registry.blobs.tmp
+        members = Members(self.layout, originals, conditions, encoder, self.tolerance, scratch)
         digests = [task.adapter.digest for task in tasks]
         return GeneratorChoice(members, digests, self.options, self.registry.home / "checkpoints", self.reporter)
 

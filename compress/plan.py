@@ -2,7 +2,8 @@
 
 Everything is judged by real codes of a few sample adapters at the tolerance asked for, times the
 number of adapters, plus the generator's file. The mean table's precision is searched the same way:
-coarser entries make the file smaller and every residual a little larger.
+coarser entries make the file smaller and every residual a little larger. Where the file has a limit,
+tables are made coarser until they keep it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lorareg.compress import conv1d_decoder, linear_decoder, mean_decoder
-from lorareg.compress.canonical import Coordinates, aligned, balanced, group_by_init, shared_frames, turned
+from lorareg.compress.canonical import Coordinates, balanced, shared_frames, turned
 from lorareg.compress.codecs import LoadedGenerator
+from lorareg.compress.coordinates import Turned, coordinates_of, in_coordinates
 from lorareg.compress.encode import Draft, Original, encode
 from lorareg.compress.fixed_point import ACTIVATION_EXPONENT
 from lorareg.compress.generator import MAX_SHIFT, Generator, Int8, pack_generator
@@ -26,6 +28,7 @@ from lorareg.compress.grid import factor_rows, rank_of, width_of
 from lorareg.compress.group import Group
 from lorareg.compress.linear_basis import find_basis, fit_latent
 from lorareg.compress.progress import Reporter
+from lorareg.compress.scratch import Float32, parts_of, scratch_arrays
 from lorareg.compress.tensors import IntTensor, round_tensor
 from lorareg.compress.weights import Factors, Float64
 from lorareg.registry.types import Layout, sha256_hex
@@ -45,6 +48,7 @@ class Members:
     conditions: Sequence[Int8]
     encoder: str
     tolerance: float
+    scratch: Path | None = None  # the folder for files that last as long as a run; see `scratch`
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,13 @@ class _Precision(NamedTuple):
     a: int
     b: int
 
+    def coarser(self) -> _Precision:
+        return _Precision(self.a + 1, self.b + 1)
+
+
+_COARSEST = _Precision(9, 9)
+"""In units of 512 every weight of an adapter is zero; and no other exponent takes fewer digits in a header."""
+
 
 class Trained(Protocol):
     """What training gives (see `train.Trained`)."""
@@ -77,54 +88,41 @@ class Trained(Protocol):
 Train = Callable[[str, Group], Trained]
 
 
-def coordinates_of(originals: Sequence[Original]) -> Coordinates:
-    """The coordinates a group is learned in: its own where all share their random A."""
-    return "shared" if len(group_by_init(o.factors for o in originals)) == 1 else "balanced"
-
-
-def in_coordinates(factors: Sequence[Factors], generator: Generator) -> list[Factors]:
-    """An adapter in a generator's coordinates."""
-    if generator.coordinates == "raw":
-        return list(factors)
-    if generator.coordinates == "balanced":
-        return [balanced(f) for f in factors]
-    anchors = [Factors(b=b.real.T, a=a.real) for a, b in zip(generator.means[0::2], generator.means[1::2], strict=True)]
-    return [aligned(f, anchor) for f, anchor in zip(factors, anchors, strict=True)]
-
-
-def covers(generator: Generator, factors: Sequence[Factors]) -> bool:
-    """Whether an adapter belongs to the group a generator was made for: its A is close to the mean's."""
-    if generator.coordinates != "shared":
-        return True
-    moved = in_coordinates(factors, generator)
-    means = [mean.real for mean in generator.means[0::2]]
-    inner = math.fsum(float(np.sum(f.a * mean)) for f, mean in zip(moved, means, strict=True))
-    norms = math.fsum(float(np.sum(f.a**2)) for f in moved), math.fsum(float(np.sum(mean**2)) for mean in means)
-    return inner > 0.5 * math.sqrt(norms[0] * norms[1]) > 0
-
-
 class Planner:
     """Plans one group; keeps what its candidates share."""
 
-    def __init__(self, members: Members, reporter: Reporter) -> None:
-        """Bring every member into the group's coordinates; in single precision, they take a cohort's own bytes."""
+    def __init__(self, members: Members, reporter: Reporter, most_bytes: float = math.inf) -> None:
+        """Bring every member into the group's coordinates; in single precision, they take a cohort's own bytes.
+
+        `most_bytes` is the largest file a generator may have.
+        """
         self.members, self.reporter, self.layout = members, reporter, members.layout
+        self.most_bytes = most_bytes
         self.coordinates = coordinates_of(members.originals)
         frames = shared_frames(o.factors for o in members.originals) if self.coordinates == "shared" else None
         count = len(members.originals)
         shapes = [(count, rank_of(self.layout, i), width_of(self.layout, i)) for i in range(len(self.layout.slots))]
-        self.slots: list[NDArray[np.float32]] = [np.empty(shape, np.float32) for shape in shapes]
+        self.slots = scratch_arrays(shapes, members.scratch)
+        self.norms = [np.empty(shape[:2]) for shape in shapes]  # of the rows of every slot, (adapters, r)
         for index, original in enumerate(members.originals):
             factors = original.factors
             moved = [turned(f, q) for f, q in zip(factors, frames, strict=True)] if frames else map(balanced, factors)
-            for slot, rows in zip(self.slots, factor_rows(list(moved)), strict=True):
+            for slot, norms, rows in zip(self.slots, self.norms, factor_rows(list(moved)), strict=True):
                 slot[index] = rows
+                norms[index] = np.linalg.norm(slot[index], axis=1)
+        self.centres: list[Float64] = [slot.mean(axis=0, dtype=float) for slot in self.slots]
         self.samples = sorted({round(q * (count - 1)) for q in np.linspace(0, 1, SAMPLE_COUNT)})
 
     def at(self, tolerance: float) -> Planner:
         """The same group at another tolerance."""
         planner = copy(self)
         planner.members = replace(self.members, tolerance=tolerance)
+        return planner
+
+    def within(self, most_bytes: float) -> Planner:
+        """The same group with another limit."""
+        planner = copy(self)
+        planner.most_bytes = most_bytes
         return planner
 
     def without_generator(self) -> Plan:
@@ -134,31 +132,30 @@ class Planner:
     def rough(self) -> Plan:
         """The better of no generator and a mean table of likely precision: two trials."""
         alone = self.without_generator()
-        return min(alone, self._first_mean(alone), key=lambda plan: plan.estimated_bytes)
+        return min(alone, self._first_mean(alone) or alone, key=lambda plan: plan.estimated_bytes)
 
-    def mean(self, hint: Plan) -> Plan:
-        """The mean table alone, at the precision that makes the total smallest."""
-        return self._descend(self._first_mean(hint))
+    def mean(self, hint: Plan) -> Plan | None:
+        """The mean table alone, at the precision that makes the total smallest; None where no precision is enough."""
+        first = self._first_mean(hint)
+        return self._descend(first) if first is not None else None
 
-    def _first_mean(self, hint: Plan) -> Plan:
+    def _first_mean(self, hint: Plan) -> Plan | None:
         """The mean table about as precise as the residual's steps."""
         start = math.log2(hint.step) if hint.step else -8.0
         a_norm, b_norm = self._partner_norms()
         first = _Precision(round(start - math.log2(b_norm)), round(start - math.log2(a_norm)))
         return self._tables(first, 0, hint.step)
 
-    def linear(self, mean: Plan) -> Plan:
-        """The mean table and as many more as make the total smaller, or the best that was tried."""
+    def linear(self, mean: Plan) -> Plan | None:
+        """The mean table and as many more as make the total smaller, or the best that was tried; None likewise."""
         best: Plan | None = None
         for size in range(1, min(len(self.members.originals) - 1, MAX_LINEAR) + 1):
             candidate = self._tables((best or mean).metrics["precision"], size, mean.step)
-            if best is None or candidate.estimated_bytes < best.estimated_bytes:
-                best = candidate
-            else:
+            if candidate is None or (best is not None and candidate.estimated_bytes >= best.estimated_bytes):
                 break
-        assert best is not None
-        worth_tuning = best.estimated_bytes < mean.estimated_bytes
-        return self._descend(best) if worth_tuning else best
+            best = candidate
+        worth_tuning = best is not None and best.estimated_bytes < mean.estimated_bytes
+        return self._descend(best) if best is not None and worth_tuning else best
 
     def _descend(self, best: Plan) -> Plan:
         """Finer or coarser tables for a and for b, one power of two at a time, while the total falls."""
@@ -167,7 +164,7 @@ class Planner:
                 precision: _Precision = best.metrics["precision"]
                 moved = _Precision(precision.a + change.a, precision.b + change.b)
                 candidate = self._tables(moved, best.metrics["linear"], best.step)
-                if candidate.estimated_bytes >= best.estimated_bytes:
+                if candidate is None or candidate.estimated_bytes >= best.estimated_bytes:
                     break
                 best = candidate
         return best
@@ -181,21 +178,43 @@ class Planner:
             layout=self.layout,
             coordinates=template.coordinates,
             encoder=members.encoder,
-            adapters=[in_coordinates(original.factors, template) for original in members.originals],
+            adapters=Turned(members.originals, template),
             conditions=members.conditions,
             means=template.means,
             slot_exponents=template.slot_exponents,
             tolerance=members.tolerance,
+            scratch=members.scratch,
         )
         result = train(arch, group)
         file = pack_generator(result.generator, self.layout)
         return self._plan(file, result.latents, mean.step, result.metrics)
 
-    def _tables(self, precision: _Precision, size: int, step: float | None) -> Plan:
-        """The mean table and `size` basis tables, rounded to powers of two for a and for b."""
-        exponents = [(precision.a, precision.b)[index % 2] for index in range(len(self.slots))]
-        means = [round_tensor(slot.mean(axis=0, dtype=float), e) for slot, e in zip(self.slots, exponents, strict=True)]
-        latents, tensors = [EMPTY] * len(self.members.originals), {}
+    def _tables(self, precision: _Precision, size: int, step: float | None) -> Plan | None:
+        """The mean table and `size` basis tables, rounded to powers of two for a and for b.
+
+        Coarser ones than asked where the file would be too large; None where it is with nothing but zeros in them.
+        """
+        generator = self._rounded(precision, size)
+        while len(file := pack_generator(generator, self.layout)) > self.most_bytes:
+            if min(precision) >= min(_COARSEST):
+                return None
+            empty = not any(tensor.values.any() for tensor in (*generator.means, *generator.tensors.values()))
+            precision = _COARSEST if empty else precision.coarser()
+            generator = self._rounded(precision, size)
+        latents = [EMPTY] * len(self.members.originals)
+        if size:  # against the tables as rounded, not as found
+            latents = [fit_latent(generator, self._member(i)) for i in range(len(latents))]
+        plan = self._measured(self._plan(file, latents, step))
+        return replace(plan, metrics={**plan.metrics, "precision": precision, "linear": size})
+
+    def smallest_bytes(self, size: int = 0) -> int:
+        """The smallest file there is of a mean table and `size` basis tables: nothing but zeros in them."""
+        return len(pack_generator(self._rounded(_COARSEST, size), self.layout))
+
+    def _rounded(self, precision: _Precision, size: int) -> Generator:
+        """A generator of the mean table and `size` basis tables."""
+        exponents, tensors = [(precision.a, precision.b)[index % 2] for index in range(len(self.slots))], {}
+        means = [round_tensor(centre, exponent) for centre, exponent in zip(self.centres, exponents, strict=True)]
         if size:
             basis = find_basis(self.slots, [mean.real for mean in means], self._row_weights(), size)
             tensors = {
@@ -204,33 +223,27 @@ class Planner:
             }
         else:
             exponents = [_slot_exponent(slot, mean) for slot, mean in zip(self.slots, means, strict=True)]
-        generator = _table(self.coordinates, means, exponents, tensors, size)
-        if size:  # against the tables as rounded, not as found
-            latents = [fit_latent(generator, self._member(i)) for i in range(len(latents))]
-        file = pack_generator(generator, self.layout)
-        plan = self._measured(self._plan(file, latents, step))
-        return replace(plan, metrics={**plan.metrics, "precision": precision, "linear": size})
+        return _table(self.coordinates, means, exponents, tensors, size)
 
     def _row_weights(self) -> list[Float64]:
         """The weight (r, 1) of every row of every slot: the norm of its partner, over all adapters."""
-        norms = [np.sqrt(np.mean(np.square(self._norms(i)), axis=0))[:, None] for i in range(len(self.slots))]
-        return [norms[i ^ 1] for i in range(len(norms))]
+        weights = [np.sqrt(np.mean(np.square(norms), axis=0))[:, None] for norms in self.norms]
+        return [weights[i ^ 1] for i in range(len(weights))]
 
     def _member(self, index: int) -> list[Factors]:
         """One adapter in the group's coordinates."""
         rows = [slot[index].astype(np.float64) for slot in self.slots]
         return [Factors(b=b.T, a=a) for a, b in zip(rows[0::2], rows[1::2], strict=True)]
 
-    def _norms(self, index: int) -> Float64:
-        """Norms of the rows of a slot, (adapters, r)."""
-        return np.asarray(np.linalg.norm(self.slots[index], axis=2), np.float64)
-
     def _paper_template(self) -> Generator:
         """Raw coordinates, one mean and one scale a slot: the paper's normalisation, taken over the group."""
         means, exponents = [], []
-        adapters = [factor_rows(original.factors) for original in self.members.originals]
-        for slot in zip(*adapters, strict=True):
-            values = np.stack(slot)
+        raw = scratch_arrays([slot.shape for slot in self.slots], self.members.scratch)
+        for index, original in enumerate(self.members.originals):
+            for slot, rows in zip(raw, factor_rows(original.factors), strict=True):
+                slot[index] = rows  # exact: files hold single precision at most
+        for slot in raw:
+            values = slot.astype(np.float64)
             exponent = _power_of_two(float(values.std()))
             means.append(round_tensor(np.full((1, 1), values.mean()), exponent + ACTIVATION_EXPONENT))
             exponents.append(exponent)
@@ -240,7 +253,7 @@ class Planner:
         """Norms of a row of `a` and of a column of `b` that carry most of ΔW, scale included: medians over modules."""
         a_norms, b_norms = [], []
         for index in range(0, len(self.slots), 2):
-            a_all, b_all = self._norms(index), self._norms(index + 1)
+            a_all, b_all = self.norms[index], self.norms[index + 1]
             for sample in self.samples:
                 strongest = int(np.argmax(b_all[sample]))
                 a_norms.append(a_all[sample, strongest])
@@ -282,7 +295,7 @@ def draft_of(loaded: LoadedGenerator, original: Original, latent: Int8, conditio
     """What a generator contributes to one adapter."""
     generator = loaded.generator
     used = condition if generator.condition_size else EMPTY
-    return Draft(loaded, latent, used, in_coordinates(original.factors, generator))
+    return Draft(loaded, latent, used, lambda: in_coordinates(original.factors, generator))
 
 
 def _table(
@@ -306,9 +319,10 @@ def _table(
     )
 
 
-def _slot_exponent(slot: NDArray[np.float32], mean: IntTensor) -> int:
+def _slot_exponent(slot: Float32, mean: IntTensor) -> int:
     """The power of two nearest the size of deviations from a mean, within what can be added exactly to it."""
-    wanted = _power_of_two(math.sqrt(float(np.mean(np.square(slot - mean.real)))))
+    squares = [float(np.sum(np.square(slot[part] - mean.real))) for part in parts_of(len(slot), slot[0].size)]
+    wanted = _power_of_two(math.sqrt(math.fsum(squares) / slot.size))
     centre = mean.exponent - ACTIVATION_EXPONENT
     return min(max(wanted, centre - MAX_SHIFT), centre + MAX_SHIFT)
 

@@ -34,8 +34,8 @@ from lorareg.compress.group import Group
 from lorareg.compress.objective import MeanSquare, ResidualBits, row_costs
 from lorareg.compress.prior import prior_latent
 from lorareg.compress.progress import Reporter
+from lorareg.compress.scratch import scratch_arrays
 from lorareg.compress.tensors import quantise_tensor
-from lorareg.compress.weights import Float64
 from lorareg.registry.types import Layout
 
 MODULES: dict[str, ModuleType] = {slots_decoder.NAME: slots_model, conv1d_decoder.NAME: conv1d_model}
@@ -190,14 +190,18 @@ def real_tensors(generator: Generator) -> dict[str, Tensor]:
 
 def blocks_of(group: Group, arch: str) -> list[Tensor]:
     """Rows less the mean table, in units of each slot's scale, as the architecture groups them."""
-    deviations: list[list[Float64]] = [
-        [
+    blocks: list[Tensor] = []
+    for index, adapter in enumerate(group.adapters):
+        deviations = [
             np.ldexp(rows - mean.real, -exponent)
             for rows, mean, exponent in zip(factor_rows(adapter), group.means, group.slot_exponents, strict=True)
         ]
-        for adapter in group.adapters
-    ]
-    blocks: list[Tensor] = MODULES[arch].blocks_of(group.layout, deviations)
+        own = MODULES[arch].blocks_of(group.layout, [deviations])
+        if not blocks:
+            shapes = [(len(group.adapters), *block.shape[1:]) for block in own]
+            blocks = [torch.from_numpy(array) for array in scratch_arrays(shapes, group.scratch)]
+        for block, rows in zip(blocks, own, strict=True):
+            block[index] = rows[0]
     return blocks
 
 

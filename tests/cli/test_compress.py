@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lorareg.cli.options import parse_share
+from lorareg.cli.options import parse_share, parse_size
 from lorareg.compress.contract import CompressOptions, Contract
 from lorareg.registry.errors import ContractError
 
@@ -107,3 +107,51 @@ def test_compress_needs_a_base_model_for_what_one_does(run: Run, home: Path) -> 
     result = run("compress", "--tolerance", "kl=0.01", "--home", home)
     assert result.exit_code == 30
     assert "--tolerance kl is not valid: what a model does is measured on it; give --base-model too" in result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("283MB", 283_000_000),
+        ("500kB", 500_000),
+        ("500 KB", 500_000),
+        ("1GiB", 1 << 30),
+        ("1.5MB", 1_500_000),
+        ("0.1kb", 100),
+        ("2TB", 2 * 10**12),
+        (" 4096 ", 4096),
+        ("12B", 12),
+    ],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert parse_size("--generator-budget", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "a lot", "1,5MB", "1e6", "nan", "inf", "3 parsecs", "1%", "5MBs", "0x10"])
+def test_what_is_no_size_is_named(text: str) -> None:
+    named = f"--generator-budget {text}".strip()
+    message = f"{named} is not valid: a size is written as 283MB, 500kB, 1GiB or plain bytes"
+    with pytest.raises(ContractError, match=re.escape(message)):
+        parse_size("--generator-budget", text)
+
+
+def test_compress_passes_a_generator_budget(run: Run, home: Path, pipeline: SimpleNamespace) -> None:
+    run("compress", "--generator-budget", "283MB", "--home", home)
+    assert pipeline.options == CompressOptions(generator_budget=283_000_000)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("0", "--generator-budget 0 is not valid: a generator takes at least one byte"),
+        ("-5kB", "--generator-budget -5000 is not valid: a generator takes at least one byte"),
+        ("0.3", "--generator-budget 0 is not valid"),
+        ("huge", "--generator-budget huge is not valid: a size is written as 283MB"),
+    ],
+)
+def test_compress_refuses_a_generator_budget_of_nothing(
+    run: Run, home: Path, pipeline: SimpleNamespace, size: str, words: str
+) -> None:
+    result = run("compress", "--generator-budget", size, "--home", home)
+    assert (result.exit_code, words in result.err) == (30, True), result.err
+    assert pipeline.options is None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lorareg.compress import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
 from lorareg.compress.codecs import LoadedGenerator
+from lorareg.compress.coordinates import in_coordinates
 from lorareg.compress.encode import Draft, Original
 from lorareg.compress.generator import DECODERS, Generator, pack_generator, predict
 from lorareg.compress.grid import rank_of, width_of
-from lorareg.compress.plan import in_coordinates
 from lorareg.compress.tensors import IntTensor
 from lorareg.compress.weights import Factors, write_weights
 from lorareg.registry.types import Layout, Slot, sha256_hex
@@ -134,7 +135,7 @@ def near_prediction(of: Layout, made: LoadedGenerator, seed: int, distance: floa
         for f in drawn
     ]
     adapter = original(of, moved)
-    return adapter, Draft(made, latent, condition, in_coordinates(adapter.factors, made.generator))
+    return adapter, Draft(made, latent, condition, partial(in_coordinates, adapter.factors, made.generator))
 
 
 def reseal(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 
 from lorareg.compress import encode as encode_module
 from lorareg.compress.codecs import decode
+from lorareg.compress.coordinates import in_coordinates
 from lorareg.compress.encode import Draft, Encoded, Original, encode
-from lorareg.compress.plan import in_coordinates
 from lorareg.compress.weights import Factors, write_weights
 from lorareg.registry.errors import InvalidContainerError
 
@@ -177,7 +178,8 @@ def test_untrained_modules_are_encoded_against_a_prediction(
         Factors(b=f.b * (index not in untrained), a=f.a) for index, f in enumerate(make.factors(layout, size=3.0))
     ]
     original = make.original(layout, modules)
-    draft = Draft(loaded, *make.inputs(loaded.generator), in_coordinates(original.factors, loaded.generator))
+    turn = partial(in_coordinates, original.factors, loaded.generator)
+    draft = Draft(loaded, *make.inputs(loaded.generator), turn)
     encoded = encode_checked(original, 0.2, draft)
     assert encoded.codec.tier == "residual"
 
