@@ -28,7 +28,11 @@ HELD_EVERY = 4
 
 CHECKED_CHARS, CHECKED_ROWS = 1200, 4
 MOST_NOISE = 0.8
-"""Nats a character, as a share of those for the same characters in random order."""
+"""Nats a character, as a share of those for the same characters in random order.
+
+SmolLM2-135M reads English, Japanese and Ukrainian prose and R code at 0.26 to 0.48 of it, random letters and random
+ASCII at 0.95 to 1.00.
+"""
 
 _KINDS = 'Give UTF-8 text, .jsonl with {"text": ...} a line, or .json with a list of texts.'
 
