@@ -11,6 +11,7 @@ beats the mean table on tasks it never saw, and does worse when it is given anot
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,6 +57,8 @@ def measured(arguments: Namespace) -> list[Row]:
     """A row for the mean table, and one for every condition and share of masked latents."""
     cohort = load_cohort(find_folders(arguments.folder, arguments.adapters))
     names = list(cohort.names)
+    if not 2 <= arguments.held_out <= len(names) - 2:
+        sys.exit(f"--held-out {arguments.held_out} of {len(names)} adapters: hold out 2 or more, and leave 2 or more.")
     stride = max(len(names) // arguments.held_out, 1)
     held_out = names[min(FIRST, len(names) - 1) :: stride][: arguments.held_out]
     changes = {"kl_weight": arguments.kl_weight, "steps": arguments.steps}
