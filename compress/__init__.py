@@ -12,5 +12,5 @@ A module's factors are `b` (d_out, r) and `a` (r, d_in); what PEFT adds to the b
 `scale * b @ a`, written ΔW. The factors are not unique: `b @ g` and `inv(g) @ a` give the same ΔW
 for any invertible `g` (r, r), the gauge.
 
-Which modules may import torch: `models`, `train`, `latents` and `task_vectors`; nothing that decodes does.
+Which modules may import torch is in pyproject.toml (import-linter); nothing that decodes does.
 """

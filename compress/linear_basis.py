@@ -38,16 +38,15 @@ def row_weights(modules: Sequence[Factors]) -> list[Float64]:
     return weights
 
 
-def find_basis(
-    slots: Sequence[NDArray[np.float32]], means: Sequence[Float64], weights: Sequence[Float64], size: int
-) -> Basis:
-    """The `size` leading components of adapters around their mean.
+def find_components(
+    slots: Sequence[NDArray[np.float32]], means: Sequence[Float64], weights: Sequence[Float64]
+) -> Float64:
+    """How much of each principal component there is in each adapter (adapters, adapters), the strongest first.
 
     Args:
         slots: for every slot, its rows in each adapter (adapters, r, width).
         means: for every slot, (r, width).
         weights: for every slot, the weight of each row (r, 1).
-        size: k, at most the number of adapters.
     """
     count = len(slots[0])
     gram = np.zeros((count, count))
@@ -55,8 +54,12 @@ def find_basis(
         for rows in _row_parts(slot):
             flat = ((slot[:, rows] - mean[rows]) * weight[rows]).reshape(count, -1)
             gram += flat @ flat.T
-    _, vectors = np.linalg.eigh(gram)
-    scores = vectors[:, ::-1][:, :size]
+    return np.asarray(np.linalg.eigh(gram)[1][:, ::-1])
+
+
+def find_basis(slots: Sequence[NDArray[np.float32]], means: Sequence[Float64], components: Float64, size: int) -> Basis:
+    """The tables of the `size` strongest of a cohort's `components` (see `find_components`) around `means`."""
+    scores = components[:, :size]
     scores = scores * (_LARGEST_LATENT / np.abs(scores).max(axis=0))
     stored = np.rint(np.ldexp(scores, -LATENT_EXPONENT)).astype(np.int8)
     exact = np.ldexp(stored.astype(np.float64), LATENT_EXPONENT)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,15 +27,17 @@ from lorareg.compress.fixed_point import ACTIVATION_EXPONENT
 from lorareg.compress.generator import MAX_SHIFT, Generator, Int8, pack_generator
 from lorareg.compress.grid import factor_rows, rank_of, width_of
 from lorareg.compress.group import Group
-from lorareg.compress.linear_basis import find_basis, fit_latent
+from lorareg.compress.linear_basis import find_basis, find_components, fit_latent
 from lorareg.compress.progress import Reporter
 from lorareg.compress.scratch import Float32, parts_of, scratch_arrays
 from lorareg.compress.tensors import IntTensor, round_tensor
 from lorareg.compress.weights import Factors, Float64
 from lorareg.registry.types import Layout, sha256_hex
 
-SAMPLE_COUNT = 3
-MAX_LINEAR = 16
+FEWEST_SAMPLES, MOST_SAMPLES = 3, 8
+ADAPTERS_A_SAMPLE = 16
+"""Adapters that are encoded in every trial: one of so many, within those limits."""
+MAX_LINEAR = 64
 """Most basis tables that are tried."""
 EMPTY = np.zeros(0, np.int8)
 
@@ -111,18 +114,22 @@ class Planner:
                 slot[index] = rows
                 norms[index] = np.linalg.norm(slot[index], axis=1)
         self.centres: list[Float64] = [slot.mean(axis=0, dtype=float) for slot in self.slots]
-        self.samples = sorted({round(q * (count - 1)) for q in np.linspace(0, 1, SAMPLE_COUNT)})
+        sampled = min(max(FEWEST_SAMPLES, count // ADAPTERS_A_SAMPLE), MOST_SAMPLES)
+        self.samples = sorted({round(q * (count - 1)) for q in np.linspace(0, 1, sampled)})
+        self._tried: dict[tuple[_Precision, int], Plan | None] = {}
 
     def at(self, tolerance: float) -> Planner:
         """The same group at another tolerance."""
         planner = copy(self)
         planner.members = replace(self.members, tolerance=tolerance)
+        planner._tried = {}
         return planner
 
     def within(self, most_bytes: float) -> Planner:
         """The same group with another limit."""
         planner = copy(self)
         planner.most_bytes = most_bytes
+        planner._tried = {}
         return planner
 
     def without_generator(self) -> Plan:
@@ -147,15 +154,51 @@ class Planner:
         return self._tables(first, 0, hint.step)
 
     def linear(self, mean: Plan) -> Plan | None:
-        """The mean table and as many more as make the total smaller, or the best that was tried; None likewise."""
+        """The mean table and as many more as make the total smallest; None where not one more is small enough.
+
+        A cohort of many tasks may need a table for each before any pays, so their number is doubled until that has
+        failed twice, or the next file alone would take more than the best total. Then number and precision are tuned
+        in turn.
+        """
         best: Plan | None = None
-        for size in range(1, min(len(self.members.originals) - 1, MAX_LINEAR) + 1):
-            candidate = self._tables((best or mean).metrics["precision"], size, mean.step)
-            if candidate is None or (best is not None and candidate.estimated_bytes >= best.estimated_bytes):
+        size, most, failed = 1, min(len(self.members.originals) - 1, MAX_LINEAR), 0
+        precision = self._basis_precision(mean.metrics["precision"])
+        while size <= most and (candidate := self._tables(precision, size, mean.step)) is not None:
+            best = _cheaper(best, candidate)
+            failed = 0 if best is candidate else failed + 1
+            if failed == 2 or 2 * len(candidate.file) > best.estimated_bytes:
                 break
-            best = candidate
-        worth_tuning = best is not None and best.estimated_bytes < mean.estimated_bytes
-        return self._descend(best) if best is not None and worth_tuning else best
+            size = min(2 * size, most) if size < most else most + 1
+        if best is None:
+            return None
+        before = None
+        while best is not before:  # finer tables make room for more of them
+            before = best
+            best = self._descend(self._resized(best, most))
+            if best.estimated_bytes >= mean.estimated_bytes:
+                break
+        generator = best.loaded.generator if best.loaded is not None else None
+        assert generator is not None
+        return replace(best, latents=[fit_latent(generator, self._member(i)) for i in range(len(self.slots[0]))])
+
+    def _resized(self, best: Plan, most: int) -> Plan:
+        """A third fewer basis tables, or half as many more, where that makes the total smaller."""
+        size = best.metrics["linear"]
+        for other in sorted({2 * size // 3, min(-(-3 * size // 2), most)} - {0, size}):
+            best = _cheaper(best, self._tables(best.metrics["precision"], other, best.step))
+        return best
+
+    def _basis_precision(self, of_mean: _Precision) -> _Precision:
+        """Where the search for the tables' precision begins: what the tolerance leaves of an entry, or the mean's.
+
+        The mean's alone is no place to begin: where tasks have no mean of b, its entries are best left out, and from
+        there one power of two at a time leads nowhere.
+        """
+        allowed = []
+        for norms, slots in ((self.norms[0::2], self.slots[0::2]), (self.norms[1::2], self.slots[1::2])):
+            squares, entries = sum(float(np.sum(np.square(n))) for n in norms), sum(slot.size for slot in slots)
+            allowed.append(_power_of_two(self.members.tolerance * math.sqrt(squares / entries)))
+        return _Precision(min(of_mean.a, allowed[0]), min(of_mean.b, allowed[1]))
 
     def _descend(self, best: Plan) -> Plan:
         """Finer or coarser tables for a and for b, one power of two at a time, while the total falls."""
@@ -190,6 +233,12 @@ class Planner:
         return self._plan(file, result.latents, mean.step, result.metrics)
 
     def _tables(self, precision: _Precision, size: int, step: float | None) -> Plan | None:
+        """A trial of these tables (see `_trial`), made once."""
+        if (precision, size) not in self._tried:
+            self._tried[precision, size] = self._trial(precision, size, step)
+        return self._tried[precision, size]
+
+    def _trial(self, precision: _Precision, size: int, step: float | None) -> Plan | None:
         """The mean table and `size` basis tables, rounded to powers of two for a and for b.
 
         Coarser ones than asked where the file would be too large; None where it is with nothing but zeros in them.
@@ -201,11 +250,10 @@ class Planner:
             empty = not any(tensor.values.any() for tensor in (*generator.means, *generator.tensors.values()))
             precision = _COARSEST if empty else precision.coarser()
             generator = self._rounded(precision, size)
-        latents = [EMPTY] * len(self.members.originals)
-        if size:  # against the tables as rounded, not as found
-            latents = [fit_latent(generator, self._member(i)) for i in range(len(latents))]
-        plan = self._measured(self._plan(file, latents, step))
-        return replace(plan, metrics={**plan.metrics, "precision": precision, "linear": size})
+        # Fitted to the tables as rounded, not as found; those of the others once the choice is made.
+        sampled = {i: fit_latent(generator, self._member(i)) if size else EMPTY for i in self.samples}
+        plan = self._measured(self._plan(file, sampled, step, {"precision": precision, "linear": size}))
+        return replace(plan, latents=[EMPTY] * len(self.members.originals))
 
     def smallest_bytes(self, size: int = 0) -> int:
         """The smallest file there is of a mean table and `size` basis tables: nothing but zeros in them."""
@@ -216,7 +264,7 @@ class Planner:
         exponents, tensors = [(precision.a, precision.b)[index % 2] for index in range(len(self.slots))], {}
         means = [round_tensor(centre, exponent) for centre, exponent in zip(self.centres, exponents, strict=True)]
         if size:
-            basis = find_basis(self.slots, [mean.real for mean in means], self._row_weights(), size)
+            basis = find_basis(self.slots, [mean.real for mean in means], self._components, size)
             tensors = {
                 f"basis.{i}": round_tensor(table.reshape(-1, table.shape[-1]), exponent)
                 for i, (table, exponent) in enumerate(zip(basis.tables, exponents, strict=True))
@@ -225,10 +273,11 @@ class Planner:
             exponents = [_slot_exponent(slot, mean) for slot, mean in zip(self.slots, means, strict=True)]
         return _table(self.coordinates, means, exponents, tensors, size)
 
-    def _row_weights(self) -> list[Float64]:
-        """The weight (r, 1) of every row of every slot: the norm of its partner, over all adapters."""
+    @cached_property
+    def _components(self) -> Float64:
+        """The group's principal components, with every row weighted by the norm of its partner over all adapters."""
         weights = [np.sqrt(np.mean(np.square(norms), axis=0))[:, None] for norms in self.norms]
-        return [weights[i ^ 1] for i in range(len(weights))]
+        return find_components(self.slots, self.centres, [weights[i ^ 1] for i in range(len(weights))])
 
     def _member(self, index: int) -> list[Factors]:
         """One adapter in the group's coordinates."""
@@ -268,9 +317,16 @@ class Planner:
         return plan
 
     def _plan(
-        self, file: bytes, latents: Sequence[Int8], step: float | None, metrics: Mapping[str, Any] | None = None
+        self,
+        file: bytes,
+        latents: Sequence[Int8] | Mapping[int, Int8],
+        step: float | None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> Plan:
-        """Encode the samples with a generator file (or none, where it is empty) and extrapolate."""
+        """Encode the samples with a generator file (or none, where it is empty) and extrapolate.
+
+        Latents are kept where there is one an adapter; the samples' alone are not.
+        """
         members = self.members
         loaded = LoadedGenerator.from_bytes(file, sha256_hex(file), self.layout) if file else None
         sizes = []
@@ -281,7 +337,14 @@ class Planner:
             sizes.append(len(encoded.code))
             step = encoded.step or step
         total = len(file) + float(np.mean(sizes)) * len(members.originals)
-        return Plan(loaded, file, latents, total, step, dict(metrics or {}))
+        kept = [] if isinstance(latents, Mapping) else latents
+        return Plan(loaded, file, kept, total, step, dict(metrics or {}))
+
+
+def _cheaper(best: Plan | None, other: Plan | None) -> Plan:
+    """The plan with the smaller estimate; there is at least one."""
+    plans = [plan for plan in (best, other) if plan is not None]
+    return min(plans, key=lambda plan: plan.estimated_bytes)
 
 
 def latent_of(generator: Generator, factors: Sequence[Factors]) -> Int8:

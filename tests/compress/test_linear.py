@@ -16,7 +16,7 @@ from lorareg.compress import linear_decoder
 from lorareg.compress.encode import Original, encode
 from lorareg.compress.generator import LATENT_EXPONENT, Generator, pack_generator, predict, unpack_generator
 from lorareg.compress.grid import factor_rows
-from lorareg.compress.linear_basis import Basis, find_basis, fit_latent, row_weights
+from lorareg.compress.linear_basis import Basis, find_basis, find_components, fit_latent, row_weights
 from lorareg.compress.plan import EMPTY, MAX_LINEAR, Members, Planner, draft_of, latent_of
 from lorareg.compress.progress import Silent
 from lorareg.compress.tensors import round_tensor
@@ -59,7 +59,7 @@ def slots_of(adapters: Sequence[Sequence[Factors]]) -> list[Any]:
 def basis_of(adapters: Sequence[Sequence[Factors]], size: int) -> tuple[Basis, list[Float64], list[Any]]:
     slots = slots_of(adapters)
     means = [slot.mean(axis=0, dtype=float) for slot in slots]
-    return find_basis(slots, means, row_weights(adapters[0]), size), means, slots
+    return find_basis(slots, means, find_components(slots, means, row_weights(adapters[0])), size), means, slots
 
 
 def generator_of(basis: Basis, means: Sequence[Float64], exponent: int = FINE) -> Generator:
@@ -197,6 +197,21 @@ def test_a_trajectory_is_drawn_by_a_linear_generator(make: ModuleType) -> None:
         assert encoded.codec.name == "generated-1"
 
 
+def test_runs_of_several_tasks_are_drawn_though_no_single_table_pays(make: ModuleType) -> None:
+    layout, tasks, steps = make.layout(SHAPES), 6, 8
+    common, ends = make.factors(layout, 0), [make.factors(layout, 50 + task, size=0.1) for task in range(tasks)]
+    originals = [
+        make.original(layout, [Factors(b=f.b * step / steps, a=c.a) for c, f in zip(common, end, strict=True)])
+        for end in ends
+        for step in range(1, steps + 1)
+    ]
+    planner = Planner(Members(layout, originals, [EMPTY] * len(originals), "", TOLERANCE), Silent())
+    mean = planner.mean(planner.without_generator())
+    linear = planner.linear(mean)
+    assert linear.metrics["linear"] >= tasks - 1
+    assert linear.estimated_bytes < 0.6 * mean.estimated_bytes
+
+
 def test_a_plane_of_adapters_takes_two_tables(make: ModuleType) -> None:
     planner, originals = planner_of(make, directions=2)
     linear = planner.linear(planner.mean(planner.without_generator()))
@@ -214,7 +229,7 @@ def test_independent_adapters_are_left_to_the_mean(make: ModuleType) -> None:
     mean = planner.mean(planner.without_generator())
     linear = planner.linear(mean)
     assert mean.estimated_bytes < linear.estimated_bytes
-    assert linear.metrics["linear"] == 1
+    assert linear.metrics["linear"] <= 2
 
 
 def test_no_more_tables_than_adapters_are_tried(make: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
