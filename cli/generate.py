@@ -65,9 +65,10 @@ def generate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make an adapter for a task that was never ingested, from a description, from samples, or from both.
+    """Make an adapter for a task that was never ingested.
 
-    Without samples its quality is unproven; with them, what the base model says to those held out is measured.
+    It is made of known ones, from a description, from samples, or from both. Without samples its quality is
+    unproven; with them, what the base model says to those held out is measured.
     Nothing is recorded: use the folder, or ingest it.
     """
     from lorareg.compress.generate import Request
