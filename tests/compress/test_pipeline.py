@@ -100,7 +100,11 @@ def test_checkpoints_of_one_run_share_a_linear_generator(
     summary = run(registry)
     assert summary.generator == "linear v1"
     assert "stored with a linear generator" in summary.message
-    assert {encoding.tier for encoding in encodings(registry).values()} == {"generated"}
+    tiers = [encoding.tier for encoding in encodings(registry).values()]
+    assert (
+        tiers.count("generated") >= 6
+    )  # a coarser table that leaves some of the first steps a residual may be cheaper
+    assert summary.stored_bytes < 1500
 
 
 def test_a_small_cohort_trains_no_network(

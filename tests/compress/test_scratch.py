@@ -107,7 +107,6 @@ def test_a_basis_is_found_in_parts(make: ModuleType, on_disk: Callable[[], None]
     planner = Planner(members_of(make, tmp_path), Silent())
     weights = [np.ones((2, 1))] * len(planner.slots)
 
-
     def found() -> linear_basis.Basis:
         components = linear_basis.find_components(planner.slots, planner.centres, weights)
         return linear_basis.find_basis(planner.slots, planner.centres, components, 2)
