@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorareg.cli.options import AsJson, BaseModelPath, Home, Quiet
+from lorareg.cli.options import AsJson, BaseModelPath, Force, Home, Quiet
 from lorareg.cli.output import MISSING, Output, Table
 from lorareg.cli.progress import progress
 
@@ -60,7 +60,7 @@ def generate(
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", show_default=False, help="Folder to write; default: ./novel-WORDS."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+    force: Force = False,
     home: Home = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

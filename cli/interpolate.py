@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorareg.cli.options import AsJson, BaseModelPath, Home, Quiet
+from lorareg.cli.options import AsJson, BaseModelPath, Force, Home, Quiet
 from lorareg.cli.output import Output, Table
 from lorareg.cli.progress import progress
 
@@ -28,7 +28,7 @@ def interpolate(
     ] = None,
     base_model: BaseModelPath = None,
     seed: Annotated[int, typer.Option("--seed", help="Of text a model writes where a task has none.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+    force: Force = False,
     home: Home = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

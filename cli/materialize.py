@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorareg.cli.options import AsJson, Home, Quiet, Task
+from lorareg.cli.options import AsJson, Force, Home, Quiet, Task
 from lorareg.cli.output import MISSING, Output, format_bytes, format_error
 
 
@@ -20,7 +20,7 @@ def materialize(
     version: Annotated[
         int | None, typer.Option("--version", min=1, show_default=False, help="Which version; default: the latest.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+    force: Force = False,
     home: Home = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -31,6 +31,7 @@ BaseModelPath = Annotated[
         "the model's name), and for task vectors from its hidden states.",
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")]
 SIZE_UNITS = {
     "": 1,
     "b": 1,

@@ -17,7 +17,7 @@ from typing import Any
 
 from lorareg.compress import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
 from lorareg.compress.contract import CompressOptions
-from lorareg.compress.generator import DECODERS
+from lorareg.compress.generator import DECODERS, MAX_WEIGHTS
 from lorareg.compress.group import Group
 from lorareg.compress.plan import Members, Plan, Planner, Trained
 from lorareg.compress.progress import Reporter
@@ -27,7 +27,7 @@ from lorareg.registry.report import ALONE_BYTES
 from lorareg.registry.types import canonical_json, sha256_hex
 
 NONE = "none"
-TYPICAL_TRIALS, BUDGET_TRIALS = 15, 40
+TYPICAL_TRIALS, BUDGET_TRIALS = 30, 60
 """Of the search for the tables' number and precision, once, and with the search for a budget's tolerance."""
 
 NETWORK_WORTH_TRYING = 100
@@ -175,6 +175,12 @@ class GeneratorChoice:
     def _out_of_reach(self, planner: Planner) -> ContractError:
         """That no generator is as small as was asked for, and how small one can be."""
         arch = self.options.arch
+        if self.options.generator_budget is None:
+            return ContractError(
+                option=f"--arch {arch}",
+                reason=f"a table of {self.members.layout.weight_count} weights is more than the {MAX_WEIGHTS} that a "
+                "generator may have beside its mean; try --arch mean or auto",
+            )
         smallest = planner.smallest_bytes(int(arch == linear_decoder.NAME))
         if arch in (slots_decoder.NAME, conv1d_decoder.NAME):
             smallest += self._network_bytes(arch, train_module().PRESETS[arch].sizes)

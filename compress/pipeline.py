@@ -171,7 +171,9 @@ class _CohortRun:
 
     def _exceeds_cap(self, encoding: Encoding) -> bool:
         """Whether an encoding needs a generator that is larger than a generator may be now."""
-        return encoding.generator_id is not None and self._is_too_large(self.registry.generator(encoding.generator_id))
+        if self.options.generator_budget is None or encoding.generator_id is None:
+            return False
+        return self._is_too_large(self.registry.generator(encoding.generator_id))
 
     def _is_too_large(self, record: GeneratorRecord) -> bool:
         most_bytes = self.options.generator_budget

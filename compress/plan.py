@@ -24,7 +24,7 @@ from lorareg.compress.codecs import LoadedGenerator
 from lorareg.compress.coordinates import Turned, coordinates_of, in_coordinates
 from lorareg.compress.encode import Draft, Original, encode
 from lorareg.compress.fixed_point import ACTIVATION_EXPONENT
-from lorareg.compress.generator import MAX_SHIFT, Generator, Int8, pack_generator
+from lorareg.compress.generator import MAX_SHIFT, MAX_WEIGHTS, Generator, Int8, pack_generator
 from lorareg.compress.grid import factor_rows, rank_of, width_of
 from lorareg.compress.group import Group
 from lorareg.compress.linear_basis import find_basis, find_components, fit_latent
@@ -76,6 +76,9 @@ class _Precision(NamedTuple):
         return _Precision(self.a + 1, self.b + 1)
 
 
+_Tried = set[tuple[_Precision, int]]
+"""Precisions and numbers of tables beside the mean."""
+
 _COARSEST = _Precision(9, 9)
 """In units of 512 every weight of an adapter is zero; and no other exponent takes fewer digits in a header."""
 
@@ -116,20 +119,17 @@ class Planner:
         self.centres: list[Float64] = [slot.mean(axis=0, dtype=float) for slot in self.slots]
         sampled = min(max(FEWEST_SAMPLES, count // ADAPTERS_A_SAMPLE), MOST_SAMPLES)
         self.samples = sorted({round(q * (count - 1)) for q in np.linspace(0, 1, sampled)})
-        self._tried: dict[tuple[_Precision, int], Plan | None] = {}
 
     def at(self, tolerance: float) -> Planner:
         """The same group at another tolerance."""
         planner = copy(self)
         planner.members = replace(self.members, tolerance=tolerance)
-        planner._tried = {}
         return planner
 
     def within(self, most_bytes: float) -> Planner:
         """The same group with another limit."""
         planner = copy(self)
         planner.most_bytes = most_bytes
-        planner._tried = {}
         return planner
 
     def without_generator(self) -> Plan:
@@ -144,28 +144,35 @@ class Planner:
     def mean(self, hint: Plan) -> Plan | None:
         """The mean table alone, at the precision that makes the total smallest; None where no precision is enough."""
         first = self._first_mean(hint)
-        return self._descend(first) if first is not None else None
+        return self._descend(first, {(first.metrics["precision"], 0)}) if first is not None else None
 
     def _first_mean(self, hint: Plan) -> Plan | None:
         """The mean table about as precise as the residual's steps."""
         start = math.log2(hint.step) if hint.step else -8.0
         a_norm, b_norm = self._partner_norms()
         first = _Precision(round(start - math.log2(b_norm)), round(start - math.log2(a_norm)))
-        return self._tables(first, 0, hint.step)
+        return self._trial(first, 0, hint.step)
 
     def linear(self, mean: Plan) -> Plan | None:
-        """The mean table and as many more as make the total smallest; None where not one more is small enough.
+        """The mean table and as many more as make the total smallest; None where not one more may be had.
 
         A cohort of many tasks may need a table for each before any pays, so their number is doubled until that has
         failed twice, or the next file alone would take more than the best total. Then number and precision are tuned
         in turn.
         """
         best: Plan | None = None
-        size, most, failed = 1, min(len(self.members.originals) - 1, MAX_LINEAR), 0
+        size, failed, tried = 1, 0, _Tried()
+        most = min(len(self.members.originals) - 1, MAX_LINEAR, MAX_WEIGHTS // self.layout.weight_count)
         precision = self._basis_precision(mean.metrics["precision"])
-        while size <= most and (candidate := self._tables(precision, size, mean.step)) is not None:
-            best = _cheaper(best, candidate)
-            failed = 0 if best is candidate else failed + 1
+        while size <= most:
+            tried.add((precision, size))
+            candidate = self._trial(precision, size, mean.step)
+            if candidate is None:
+                break
+            if best is None or candidate.estimated_bytes < best.estimated_bytes:
+                best, failed = candidate, 0
+            else:
+                failed += 1
             if failed == 2 or 2 * len(candidate.file) > best.estimated_bytes:
                 break
             size = min(2 * size, most) if size < most else most + 1
@@ -174,19 +181,40 @@ class Planner:
         before = None
         while best is not before:  # finer tables make room for more of them
             before = best
-            best = self._descend(self._resized(best, most))
+            best = self._descend(self._resized(best, most, tried), tried)
             if best.estimated_bytes >= mean.estimated_bytes:
                 break
-        generator = best.loaded.generator if best.loaded is not None else None
-        assert generator is not None
+        assert best.loaded is not None
+        generator = best.loaded.generator
         return replace(best, latents=[fit_latent(generator, self._member(i)) for i in range(len(self.slots[0]))])
 
-    def _resized(self, best: Plan, most: int) -> Plan:
+    def _resized(self, best: Plan, most: int, tried: _Tried) -> Plan:
         """A third fewer basis tables, or half as many more, where that makes the total smaller."""
         size = best.metrics["linear"]
         for other in sorted({2 * size // 3, min(-(-3 * size // 2), most)} - {0, size}):
-            best = _cheaper(best, self._tables(best.metrics["precision"], other, best.step))
+            best = self._better(best, best.metrics["precision"], other, tried)
         return best
+
+    def _descend(self, best: Plan, tried: _Tried) -> Plan:
+        """Finer or coarser tables for a and for b, one power of two at a time, while the total falls."""
+        for change in (_Precision(1, 0), _Precision(-1, 0), _Precision(0, 1), _Precision(0, -1)):
+            before = None
+            while best is not before:
+                before, precision = best, best.metrics["precision"]
+                moved = _Precision(precision.a + change.a, precision.b + change.b)
+                best = self._better(best, moved, best.metrics["linear"], tried)
+        return best
+
+    def _better(self, best: Plan, precision: _Precision, size: int, tried: _Tried) -> Plan:
+        """Other tables if they make the total smaller, else the best so far.
+
+        What was `tried` is not tried again: it was no better than the best at that time. Only the best is held.
+        """
+        if (precision, size) in tried:
+            return best
+        tried.add((precision, size))
+        candidate = self._trial(precision, size, best.step)
+        return candidate if candidate is not None and candidate.estimated_bytes < best.estimated_bytes else best
 
     def _basis_precision(self, of_mean: _Precision) -> _Precision:
         """Where the search for the tables' precision begins: what the tolerance leaves of an entry, or the mean's.
@@ -199,18 +227,6 @@ class Planner:
             squares, entries = sum(float(np.sum(np.square(n))) for n in norms), sum(slot.size for slot in slots)
             allowed.append(_power_of_two(self.members.tolerance * math.sqrt(squares / entries)))
         return _Precision(min(of_mean.a, allowed[0]), min(of_mean.b, allowed[1]))
-
-    def _descend(self, best: Plan) -> Plan:
-        """Finer or coarser tables for a and for b, one power of two at a time, while the total falls."""
-        for change in (_Precision(1, 0), _Precision(-1, 0), _Precision(0, 1), _Precision(0, -1)):
-            while True:
-                precision: _Precision = best.metrics["precision"]
-                moved = _Precision(precision.a + change.a, precision.b + change.b)
-                candidate = self._tables(moved, best.metrics["linear"], best.step)
-                if candidate is None or candidate.estimated_bytes >= best.estimated_bytes:
-                    break
-                best = candidate
-        return best
 
     def trained(self, arch: str, mean: Plan, train: Train) -> Plan:
         """A network of architecture `arch`; `slots` adds to the mean table of `mean`."""
@@ -231,12 +247,6 @@ class Planner:
         result = train(arch, group)
         file = pack_generator(result.generator, self.layout)
         return self._plan(file, result.latents, mean.step, result.metrics)
-
-    def _tables(self, precision: _Precision, size: int, step: float | None) -> Plan | None:
-        """A trial of these tables (see `_trial`), made once."""
-        if (precision, size) not in self._tried:
-            self._tried[precision, size] = self._trial(precision, size, step)
-        return self._tried[precision, size]
 
     def _trial(self, precision: _Precision, size: int, step: float | None) -> Plan | None:
         """The mean table and `size` basis tables, rounded to powers of two for a and for b.
@@ -339,12 +349,6 @@ class Planner:
         total = len(file) + float(np.mean(sizes)) * len(members.originals)
         kept = [] if isinstance(latents, Mapping) else latents
         return Plan(loaded, file, kept, total, step, dict(metrics or {}))
-
-
-def _cheaper(best: Plan | None, other: Plan | None) -> Plan:
-    """The plan with the smaller estimate; there is at least one."""
-    plans = [plan for plan in (best, other) if plan is not None]
-    return min(plans, key=lambda plan: plan.estimated_bytes)
 
 
 def latent_of(generator: Generator, factors: Sequence[Factors]) -> Int8:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import struct
 import tracemalloc
+import weakref
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress import linear_decoder
+from lorareg.compress import linear_decoder, plan
 from lorareg.compress.encode import Original, encode
 from lorareg.compress.generator import LATENT_EXPONENT, Generator, pack_generator, predict, unpack_generator
 from lorareg.compress.grid import factor_rows
@@ -238,6 +240,36 @@ def test_no_more_tables_than_adapters_are_tried(make: ModuleType, monkeypatch: p
     planner = Planner(planner.members, Silent())
     mean = planner.mean(planner.without_generator())
     assert 1 <= planner.linear(mean).metrics["linear"] <= 2 <= MAX_LINEAR
+
+
+def test_no_more_tables_are_tried_than_a_generator_may_have(make: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner, _ = planner_of(make, directions=4)
+    mean = planner.mean(planner.without_generator())
+    assert planner.linear(mean).metrics["linear"] == 4
+    monkeypatch.setattr(plan, "MAX_WEIGHTS", 3 * planner.layout.weight_count - 1)
+    assert planner.linear(mean).metrics["linear"] <= 2
+    monkeypatch.setattr(plan, "MAX_WEIGHTS", planner.layout.weight_count - 1)
+    assert planner.linear(mean) is None
+
+
+def test_only_the_best_trial_is_held(make: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    planner, _ = planner_of(make, directions=4)
+    mean = planner.mean(planner.without_generator())
+    alive: list[weakref.ref[Float64]] = []
+    most = 0
+
+    def trial(*arguments: Any) -> Any:
+        nonlocal most
+        made = Planner._trial(planner, *arguments)
+        alive.append(weakref.ref(made.loaded.generator.means[0].values))
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+        return made
+
+    monkeypatch.setattr(planner, "_trial", trial)
+    planner.linear(mean)
+    assert len(alive) > 4
+    assert most <= 3  # the best, the one before it, and the one just made
 
 
 def test_a_later_adapter_of_the_subspace_fits_the_generator(make: ModuleType) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lorareg.compress import materialize, pipeline
+from lorareg.compress import materialize, pipeline, plan
 from lorareg.compress.contract import CompressOptions, Contract
 from lorareg.compress.generator import pack_generator
 from lorareg.compress.pipeline import CohortSummary, compress
@@ -163,3 +163,14 @@ def test_a_share_of_masked_latents_outside_its_range_is_refused(share: float) ->
 def test_only_slots_masks_latents(arch: str) -> None:
     with pytest.raises(ContractError, match=f"--mask-latents 0.3 with --arch {arch} is not valid"):
         CompressOptions(arch=arch, mask_latents=0.3)
+
+
+def test_an_architecture_that_no_generator_may_have_is_refused(
+    registry: Registry, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_group(registry, *SIX[:3])
+    monkeypatch.setattr(plan, "MAX_WEIGHTS", 1)
+    with pytest.raises(ContractError, match=r"--arch linear is not valid: a table of \d+ weights is more than"):
+        compress(registry, (), CompressOptions(Contract(), "linear"), Silent())
+    compress(registry, (), CompressOptions(Contract(), "auto"), Silent())
+    assert {record.arch for record in registry.generators(registry.cohorts()[0].id)} <= {"mean"}
