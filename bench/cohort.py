@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from argparse import ArgumentParser
@@ -67,6 +68,14 @@ def find_folders(folder: Path | None, count: int | None) -> list[Path]:
     if len(found) < 2:
         sys.exit(f"{chosen}: {len(found)} adapters here, at least 2 are needed. Give a folder that holds PEFT folders.")
     return found
+
+
+def samples_of(folder: Path) -> list[str]:
+    """The texts of an adapter's task, as they lie beside it; none where there are none."""
+    from lorareg.registry.types import SAMPLES_FILE
+
+    file = folder / SAMPLES_FILE
+    return [str(text) for text in json.loads(file.read_text())] if file.exists() else []
 
 
 def load_cohort(folders: list[Path]) -> BenchCohort:

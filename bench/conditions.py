@@ -10,7 +10,6 @@ beats the mean table on tasks it never saw, and does worse when it is given anot
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from cohort import BenchCohort, add_arguments, find_folders, load_cohort
+from cohort import BenchCohort, add_arguments, find_folders, load_cohort, samples_of
 from results import ALL_SOURCES, Results, Row, files_digest, print_table
 
 from lorareg.cli.progress import LogReporter
@@ -36,7 +35,6 @@ from lorareg.compress.progress import Silent
 from lorareg.compress.task_vectors import HiddenStateEncoder
 from lorareg.compress.train import PRESETS, train_generator
 from lorareg.registry.peft_format import read_folder
-from lorareg.registry.types import SAMPLES_FILE
 
 TOLERANCE = 0.2
 FIRST = 2
@@ -153,9 +151,7 @@ def with_hidden_states(cohort: BenchCohort, model: Path) -> BenchCohort:
     encoder = HiddenStateEncoder(model)
     vectors = []
     for folder in cohort.folders:
-        file = folder / SAMPLES_FILE
-        samples = [str(text) for text in json.loads(file.read_text())] if file.exists() else []
-        vectors.append(encoder.encode(read_folder(folder).description, samples))
+        vectors.append(encoder.encode(read_folder(folder).description, samples_of(folder)))
     return replace(cohort, conditions=tuple(vectors), encoder=encoder.name)
 
 

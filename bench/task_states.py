@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from cohort import samples_of
 from gains import load_model
 
 from lorareg.compress.generator import Int8
 from lorareg.compress.task_vectors import MAX_TOKENS, standardised
 from lorareg.compress.weights import read_weights
-from lorareg.registry.types import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from paper import RankStudy
@@ -25,7 +24,7 @@ def hidden_states(path: Path, study: RankStudy, samples: int, *, adapted: bool) 
     model, layout = load_model(path), study.cohort.layout
     vectors = {}
     for task, last in study.last.items():
-        texts = json.loads((study.cohort.folders[last].parent / SAMPLES_FILE).read_text())[:samples]
+        texts = samples_of(study.cohort.folders[last].parent)[:samples]
         weights = {}
         if adapted:
             weights = model.weights_of(layout, read_weights(study.cohort.originals[last].data, layout))

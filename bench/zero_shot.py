@@ -11,14 +11,13 @@ where it was.
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from cohort import OUTPUT, BenchCohort
+from cohort import OUTPUT, BenchCohort, samples_of
 from gains import Evaluator, Losses, find_base_model, find_tokens, load_model
 from results import Results, Row, files_digest, print_table
 from study import load_study
@@ -100,14 +99,9 @@ def _vectors(cohort: BenchCohort, encoder: TaskEncoder) -> Row:
     """By meaning from the description alone, by hidden states from the samples."""
     made = []
     for folder in cohort.folders:
-        samples = _samples(folder) if isinstance(encoder, HiddenStateEncoder) else []
+        samples = samples_of(folder) if isinstance(encoder, HiddenStateEncoder) else []
         made.append(encoder.encode(read_folder(folder).description, samples).tolist())
     return {"encoder": encoder.name, "vectors": made}
-
-
-def _samples(folder: Path) -> list[str]:
-    file = folder / SAMPLES_FILE
-    return [str(text) for text in json.loads(file.read_text())] if file.exists() else []
 
 
 class Bench:
@@ -135,7 +129,7 @@ class Bench:
         original = self.known.cohort.originals[index].data
         for method, weights in self.ways(index).items():
             self.results.row(f"{name}: {method}", lambda w=weights: self._judged(index, tokens, original, w))
-        samples = _samples(folder)
+        samples = samples_of(folder)
         if self.steps and samples:
             self.results.row(f"{name}: tuned on samples", lambda: self._tuned(index, tokens, original, samples))
 
@@ -186,7 +180,7 @@ class Bench:
 
     def _evaluation_rows(self, name: str, folder: Path) -> Row:
         """The first evaluation rows that share no run of tokens with the samples."""
-        ids = self.model.tokens("\n".join(_samples(folder)))
+        ids = self.model.tokens("\n".join(samples_of(folder)))
         runs = {tuple(ids[i : i + SHARED_RUN]) for i in range(len(ids) - SHARED_RUN + 1)}
         kept = []
         for number, row in enumerate(self.tokens[name].tolist()):

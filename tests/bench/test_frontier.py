@@ -8,40 +8,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="our own rows need the extra 'train'")
 
 
-class FakeModel:
-    """A loss of 2 without an adapter, and less the larger ΔW's first module is."""
-
-    measured = 0
-    stop_after = 10**9
-
-    def __init__(self, path: Path) -> None: ...
-
-    def weights_of(self, layout: Any, factors: Any) -> float:
-        return float(np.linalg.norm(factors[0].delta))
-
-    def loss(self, tokens: Any, weights: float | None = None) -> float:
-        if FakeModel.measured == FakeModel.stop_after:
-            raise KeyboardInterrupt
-        FakeModel.measured += 1
-        return 2.0 - (weights or 0.0)
-
-
 @pytest.fixture
-def run(tmp_path: Path, sample_adapters: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(tmp_path: Path, sample_adapters: Path, fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the bench on the shipped adapters with some options."""
     import frontier
-    import gains
 
-    monkeypatch.setattr(gains, "BaseModel", FakeModel)
     monkeypatch.setattr(frontier, "OUTPUT", tmp_path)
-    monkeypatch.setattr(FakeModel, "measured", 0)
-    monkeypatch.setattr(FakeModel, "stop_after", 10**9)
     model = tmp_path / "model.gguf"
     model.write_bytes(b"model")
 
@@ -82,25 +59,27 @@ def test_a_run_measures_and_writes_everything(run: Any, tmp_path: Path, capsys: 
     assert "ICM-LoRA conv1d latent: not run" in shown.out
 
 
-def test_a_stopped_run_goes_on(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_goes_on(
+    run: Any, fake_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import page
     from peers import Nf4
 
     monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)  # nor is there a model package
     options = ("--tasks", "2", "--only", "NF4", "bf16 + zstd")
-    FakeModel.stop_after = 6  # one task of base, original and two methods, and half of the next
+    fake_model.stop_after = 6  # one task of base, original and two methods, and half of the next
     first = run(*options)
     shown = capsys.readouterr()
     assert "Stopped" in shown.err
     assert "no PNG, as matplotlib is not installed" in shown.out
     assert [len(point["gains"]) for point in first["points"] if "gains" in point] == [1, 1]
-    FakeModel.stop_after = 10**9
+    fake_model.stop_after = 10**9
     second = run(*options)
     assert [len(point["gains"]) for point in second["points"] if "gains" in point] == [2, 2]
-    assert FakeModel.measured == 8
+    assert fake_model.measured == 8
     monkeypatch.setattr(Nf4, "encode", lambda *_: pytest.fail("encoded again"))
     assert run(*options)["points"] == second["points"]
-    assert FakeModel.measured == 8
+    assert fake_model.measured == 8
 
 
 def test_a_peer_that_fails_has_a_row_that_says_why(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,35 +12,14 @@ import pytest
 pytest.importorskip("torch", reason="the bench tunes with the extra 'train'")
 
 
-class FakeModel:
-    """Words are tokens; a loss of 2 without an adapter, and less the larger ΔW's first module is."""
-
-    measured = 0
-
-    def __init__(self, path: Path) -> None: ...
-
-    def tokens(self, text: str) -> list[int]:
-        return [sum(word.encode()) % 1000 for word in (text * 20).split()]
-
-    def weights_of(self, layout: Any, factors: Any) -> float:
-        return float(np.linalg.norm(factors[0].delta))
-
-    def loss(self, tokens: Any, weights: float | None = None) -> float:
-        FakeModel.measured += 1
-        return 2.0 - (weights or 0.0)
-
-
 @pytest.fixture
-def run(tmp_path: Path, sample_adapters: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(tmp_path: Path, sample_adapters: Path, fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the bench on the shipped adapters with some options."""
-    import gains
     import zero_shot
 
     from lorareg.compress import few_shot
 
-    monkeypatch.setattr(gains, "BaseModel", FakeModel)
     monkeypatch.setattr(zero_shot, "OUTPUT", tmp_path)
-    monkeypatch.setattr(FakeModel, "measured", 0)
     doubled = few_shot.Tuned(np.full(11, 2 / 11), 1.9, 1.8, 4)  # twice the mean adapter
     monkeypatch.setattr(few_shot, "tune", lambda *_: doubled)
     model = tmp_path / "model.gguf"
@@ -56,7 +35,9 @@ def run(tmp_path: Path, sample_adapters: Path, monkeypatch: pytest.MonkeyPatch) 
     return start
 
 
-def test_every_way_is_measured_on_tasks_that_are_left_out(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_way_is_measured_on_tasks_that_are_left_out(
+    run: Any, fake_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     document = run("--tasks", "2", "--token-rows", "2")
     first, last = "dict-jargon", "src-rust"
     assert document["tasks"] == [first, last]
@@ -78,20 +59,20 @@ def test_every_way_is_measured_on_tasks_that_are_left_out(run: Any, capsys: pyte
         assert rows[f"{task}: tuned on samples"]["steps"] == 4
     shown = capsys.readouterr().out
     assert "Gain retained on 2 tasks" in shown
-    measured = FakeModel.measured
+    measured = fake_model.measured
     assert run("--tasks", "2", "--token-rows", "2")["rows"] == rows
-    assert FakeModel.measured == measured
+    assert fake_model.measured == measured
 
 
 def test_rows_that_share_text_with_the_samples_are_left_out(
-    run: Any, monkeypatch: pytest.MonkeyPatch, sample_adapters: Path
+    run: Any, fake_model: Any, monkeypatch: pytest.MonkeyPatch, sample_adapters: Path
 ) -> None:
     import gains
     import zero_shot
 
     seen = gains.find_tokens(zero_shot.load_study(str(sample_adapters), "all").cohort)["src-rust"]
     copied = [1, *seen[1, 10:50].tolist(), 2]
-    monkeypatch.setattr(FakeModel, "tokens", lambda self, text: copied)
+    monkeypatch.setattr(fake_model, "tokens", lambda self, text: copied)
     rows = run("--tasks", "2", "--token-rows", "3", "--steps", "0")["rows"]
     assert 1 not in rows["src-rust: rows"]["kept"]
     assert len(rows["src-rust: rows"]["kept"]) == 3
