@@ -28,7 +28,7 @@ from lorareg.compress.prior import prior_latent
 from lorareg.compress.progress import Reporter
 from lorareg.compress.weights import Factors, Float64, write_weights
 from lorareg.registry.card import novel_card, tidy_description
-from lorareg.registry.errors import ContractError, NothingToDoError, UnrelatedTaskError
+from lorareg.registry.errors import ContractError, MissingBlobError, NothingToDoError, UnrelatedTaskError
 from lorareg.registry.reader import Reader
 from lorareg.registry.types import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, Cohort, Layout, sha256_hex
 
@@ -233,7 +233,11 @@ class _Run:
         """
         option = "--by network"
         for row in reversed(self.reader.generators(self.cohort.id)):
-            loaded = LoadedGenerator.from_bytes(self.reader.blobs.get(row.sha256), row.sha256, self.layout)
+            try:
+                data = self.reader.blobs.get(row.sha256)
+            except MissingBlobError:
+                continue  # `prune` let it go
+            loaded = LoadedGenerator.from_bytes(data, row.sha256, self.layout)
             wanted = next((c for c in self.comparisons if c.encoder.name == loaded.generator.encoder), None)
             if wanted is None and "prior" in loaded.generator.tensors:
                 reason = f"its generator takes task vectors by {loaded.generator.encoder!r}; train one on descriptions"

@@ -151,6 +151,8 @@ def test_a_prior_draws_the_adapter(
     with pytest.raises(ContractError, match=r"task vectors by 'hidden:other-1'; train one on descriptions"):
         generate(tasks.home, asked, tmp_path / "out2", Silent())
     assert done.output_digest == sha256_hex((tmp_path / "out" / "adapter_model.safetensors").read_bytes())
+    tasks.blobs.path(sha256_hex(other)).unlink()  # as `prune` does
+    assert generate(tasks.home, asked, tmp_path / "out3", Silent()).output_digest == done.output_digest
 
 
 def test_mixtures_are_of_what_is_stored(tasks: Registry, run: Any, tmp_path: Path) -> None:
