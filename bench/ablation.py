@@ -24,12 +24,12 @@ from study import load_study
 
 from lorareg.cli.progress import LogReporter
 from lorareg.compress.base_model import gain_retained
-from lorareg.compress.codecs import LoadedGenerator, decode
-from lorareg.compress.container import NO_GENERATOR, Code, pack_code
-from lorareg.compress.distill import DistillConfig, Distiller
-from lorareg.compress.encode import Draft, Original, StepSearch
-from lorareg.compress.plan import EMPTY, draft_of, latent_of
-from lorareg.compress.residual import STRENGTH, Quantised
+from lorareg.compress.codec.codecs import LoadedGenerator, decode
+from lorareg.compress.codec.container import NO_GENERATOR, Code, pack_code
+from lorareg.compress.codec.encode import Draft, Original, StepSearch
+from lorareg.compress.codec.residual import STRENGTH, Quantised
+from lorareg.compress.contracts.distill import DistillConfig, Distiller
+from lorareg.compress.planning.plan import EMPTY, draft_of, latent_of
 from lorareg.registry.types import sha256_hex
 
 PLANNED_ERROR = 0.4

@@ -14,8 +14,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from lorareg.compress.grid import rank_of, width_of
-from lorareg.compress.weights import Factors
+from lorareg.compress.factors.weights import Factors
+from lorareg.compress.generators.grid import rank_of, width_of
 from lorareg.registry.types import Layout
 
 ZSTD_LEVEL = 19

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lorareg.compress.encode import Original
-    from lorareg.compress.generator import Int8
+    from lorareg.compress.codec.encode import Original
+    from lorareg.compress.generators.generator import Int8
     from lorareg.registry.types import Layout
 
 ROOT = Path(__file__).parents[1]
@@ -83,8 +83,8 @@ def load_cohort(folders: list[Path]) -> BenchCohort:
 
     Each is named by its path below what all the folders have in common.
     """
-    from lorareg.compress.encode import Original
-    from lorareg.compress.task_vectors import TextEncoder
+    from lorareg.compress.codec.encode import Original
+    from lorareg.compress.tasks.task_vectors import TextEncoder
     from lorareg.registry.peft_format import read_folder
     from lorareg.registry.types import WEIGHTS_FILE
 

@@ -24,16 +24,16 @@ from cohort import BenchCohort, add_arguments, find_folders, load_cohort, sample
 from results import ALL_SOURCES, Results, Row, files_digest, print_table
 
 from lorareg.cli.progress import LogReporter
-from lorareg.compress.checkpoint import Checkpoint
-from lorareg.compress.encode import Original
-from lorareg.compress.fidelity import measure
-from lorareg.compress.generator import Generator, Int8, predict
-from lorareg.compress.group import Group
-from lorareg.compress.plan import EMPTY, Members, Plan, Planner
-from lorareg.compress.prior import prior_latent
+from lorareg.compress.codec.encode import Original
+from lorareg.compress.factors.fidelity import measure
+from lorareg.compress.generators.checkpoint import Checkpoint
+from lorareg.compress.generators.generator import Generator, Int8, predict
+from lorareg.compress.generators.group import Group
+from lorareg.compress.generators.prior import prior_latent
+from lorareg.compress.generators.train import PRESETS, train_generator
+from lorareg.compress.planning.plan import EMPTY, Members, Plan, Planner
 from lorareg.compress.progress import Silent
-from lorareg.compress.task_vectors import HiddenStateEncoder
-from lorareg.compress.train import PRESETS, train_generator
+from lorareg.compress.tasks.task_vectors import HiddenStateEncoder
 from lorareg.registry.peft_format import read_folder
 
 TOLERANCE = 0.2

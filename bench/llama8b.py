@@ -36,22 +36,22 @@ from results import Results, Row, files_digest
 from synthetic import Float32, Synthesiser, llama_layout, measure_spectra
 
 from lorareg.cli.progress import LogReporter
-from lorareg.compress import train
-from lorareg.compress.checkpoint import Checkpoint
-from lorareg.compress.choose import GeneratorChoice
-from lorareg.compress.codecs import LoadedGenerator, decode
-from lorareg.compress.contract import CompressOptions
-from lorareg.compress.encode import Draft, Encoded, Original, encode
-from lorareg.compress.generator import DECODERS, MAX_WEIGHTS, Generator
-from lorareg.compress.group import Group
-from lorareg.compress.plan import EMPTY, Members, Plan, Planner, Train, draft_of
+from lorareg.compress.codec.codecs import LoadedGenerator, decode
+from lorareg.compress.codec.encode import Draft, Encoded, Original, encode
+from lorareg.compress.contracts.contract import CompressOptions
+from lorareg.compress.generators import train
+from lorareg.compress.generators.checkpoint import Checkpoint
+from lorareg.compress.generators.generator import DECODERS, MAX_WEIGHTS, Generator
+from lorareg.compress.generators.group import Group
+from lorareg.compress.integers.tensors import quantise_tensor
+from lorareg.compress.planning.choose import GeneratorChoice
+from lorareg.compress.planning.plan import EMPTY, Members, Plan, Planner, Train, draft_of
 from lorareg.compress.progress import Silent
-from lorareg.compress.tensors import quantise_tensor
 from lorareg.registry.types import Layout, sha256_hex
 
 CAP_BYTES = 283_000_000
 REPEATS = 20
-SOURCES = ("bench/llama8b.py", "bench/synthetic.py", "bench/memory.py", "compress/*.py")
+SOURCES = ("bench/llama8b.py", "bench/synthetic.py", "bench/memory.py", "compress/**/*.py")
 
 
 @dataclass(frozen=True, slots=True)

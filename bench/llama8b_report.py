@@ -7,7 +7,7 @@ from statistics import median
 
 from results import Results, Row, print_table
 
-from lorareg.compress import train
+from lorareg.compress.generators import train
 
 SLOTS = "slots"
 TOLERANCE = 0.2

@@ -17,12 +17,12 @@ from coding import factors_of, in_dtype, pack, shapes_of, squeeze, unpack
 from cohort import BenchCohort
 from results import Row
 
-from lorareg.compress.canonical import balanced
-from lorareg.compress.encode import Original
-from lorareg.compress.fidelity import Fidelity, measure
-from lorareg.compress.grid import factor_rows
-from lorareg.compress.lossless import decode_lossless, encode_lossless
-from lorareg.compress.weights import Factors, read_weights, write_weights
+from lorareg.compress.codec.encode import Original
+from lorareg.compress.codec.lossless import decode_lossless, encode_lossless
+from lorareg.compress.factors.canonical import balanced
+from lorareg.compress.factors.fidelity import Fidelity, measure
+from lorareg.compress.factors.weights import Factors, read_weights, write_weights
+from lorareg.compress.generators.grid import factor_rows
 from lorareg.registry.types import Layout
 
 

@@ -18,13 +18,13 @@ from methods import Lossless, Method
 from ours import CONV1D, Workshop, drawn_code
 
 from lorareg.compress.base_model import BaseModel
-from lorareg.compress.codecs import LoadedGenerator, decode
-from lorareg.compress.encode import Draft, Original, encode
-from lorareg.compress.generator import Int8
-from lorareg.compress.judge import Judge
-from lorareg.compress.plan import EMPTY, draft_of, latent_of
+from lorareg.compress.codec.codecs import LoadedGenerator, decode
+from lorareg.compress.codec.encode import Draft, Original, encode
+from lorareg.compress.contracts.judge import Judge
+from lorareg.compress.factors.weights import Factors, read_weights
+from lorareg.compress.generators.generator import Int8
+from lorareg.compress.planning.plan import EMPTY, draft_of, latent_of
 from lorareg.compress.progress import Reporter
-from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.types import Layout, sha256_hex
 
 TOLERANCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65)

@@ -13,15 +13,15 @@ from cohort import BenchCohort
 from methods import compare, row_of
 from results import Row
 
-from lorareg.compress import conv1d_decoder
-from lorareg.compress.codecs import GENERATED, LoadedGenerator, decode, join_inputs
-from lorareg.compress.container import Code, pack_code
-from lorareg.compress.encode import encode
-from lorareg.compress.generator import LATENT_EXPONENT, Int8
-from lorareg.compress.group import Group
-from lorareg.compress.plan import Members, Plan, Planner, draft_of
+from lorareg.compress.codec.codecs import GENERATED, LoadedGenerator, decode, join_inputs
+from lorareg.compress.codec.container import Code, pack_code
+from lorareg.compress.codec.encode import encode
+from lorareg.compress.generators import conv1d_decoder
+from lorareg.compress.generators.generator import LATENT_EXPONENT, Int8
+from lorareg.compress.generators.group import Group
+from lorareg.compress.generators.train import PRESETS, Trained, train_generator
+from lorareg.compress.planning.plan import Members, Plan, Planner, draft_of
 from lorareg.compress.progress import Reporter
-from lorareg.compress.train import PRESETS, Trained, train_generator
 from lorareg.registry.types import Layout, sha256_hex
 
 
@@ -108,7 +108,7 @@ class Workshop:
         return self._planners[tolerance]
 
     def _trainer(self, steps: int | None) -> Callable[[str, Group], Trained]:
-        from lorareg.compress.checkpoint import Checkpoint
+        from lorareg.compress.generators.checkpoint import Checkpoint
 
         def train(arch: str, group: Group) -> Trained:
             config = replace(PRESETS[arch], seed=self.seed, steps=steps or PRESETS[arch].steps)

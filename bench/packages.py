@@ -22,8 +22,8 @@ from coding import in_dtype, shapes_of
 from cohort import BenchCohort
 from methods import Alone, Method
 
-from lorareg.compress.encode import Original
-from lorareg.compress.weights import Factors, read_weights, write_weights
+from lorareg.compress.codec.encode import Original
+from lorareg.compress.factors.weights import Factors, read_weights, write_weights
 from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Layout
 
 COMPONENTS = (8, 16, 32)

@@ -17,13 +17,13 @@ from methods import MeanAdapter, compare
 from ours import CONV1D, Workshop, drawn_code, random_latent
 from results import Row
 
-from lorareg.compress.codecs import decode
-from lorareg.compress.encode import Original, encode
-from lorareg.compress.generator import Int8
-from lorareg.compress.grid import factor_rows
-from lorareg.compress.plan import Plan, draft_of
+from lorareg.compress.codec.codecs import decode
+from lorareg.compress.codec.encode import Original, encode
+from lorareg.compress.factors.weights import Factors, read_weights, write_weights
+from lorareg.compress.generators.generator import Int8
+from lorareg.compress.generators.grid import factor_rows
+from lorareg.compress.planning.plan import Plan, draft_of
 from lorareg.compress.progress import Reporter
-from lorareg.compress.weights import Factors, read_weights, write_weights
 
 if TYPE_CHECKING:
     from paper import RankStudy

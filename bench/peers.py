@@ -31,11 +31,11 @@ from coding import (
 from cohort import BenchCohort
 from methods import Alone, Method
 
-from lorareg.compress.canonical import balanced
-from lorareg.compress.encode import Original
-from lorareg.compress.fidelity import energy, measure
-from lorareg.compress.grid import factor_rows
-from lorareg.compress.weights import Factors
+from lorareg.compress.codec.encode import Original
+from lorareg.compress.factors.canonical import balanced
+from lorareg.compress.factors.fidelity import energy, measure
+from lorareg.compress.factors.weights import Factors
+from lorareg.compress.generators.grid import factor_rows
 from lorareg.registry.types import Layout
 
 NF4_LEVELS = np.array(

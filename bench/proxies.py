@@ -34,8 +34,8 @@ from study import COLLECTIONS, load_study
 
 from lorareg.cli.progress import LogReporter
 from lorareg.compress.base_model import BaseModel
-from lorareg.compress.codecs import LoadedGenerator
-from lorareg.compress.forecast import GAIN_LOST_BY_KL, HOPELESS
+from lorareg.compress.codec.codecs import LoadedGenerator
+from lorareg.compress.contracts.forecast import GAIN_LOST_BY_KL, HOPELESS
 from lorareg.registry.types import SAMPLES_FILE
 
 SOURCES = (

@@ -20,13 +20,13 @@ from ours import Workshop
 from results import Row
 
 from lorareg.compress.base_model import PEFT_PREFIX, BaseModel, Tokens, Weights
-from lorareg.compress.codecs import LoadedGenerator
-from lorareg.compress.encode import Draft, Encoded, encode
-from lorareg.compress.fidelity import energy
-from lorareg.compress.judge import ROW_LENGTH
-from lorareg.compress.plan import EMPTY, draft_of, latent_of
+from lorareg.compress.codec.codecs import LoadedGenerator
+from lorareg.compress.codec.encode import Draft, Encoded, encode
+from lorareg.compress.contracts.judge import ROW_LENGTH
+from lorareg.compress.factors.fidelity import energy
+from lorareg.compress.factors.weights import Factors, read_weights
+from lorareg.compress.planning.plan import EMPTY, draft_of, latent_of
 from lorareg.compress.probe import PROBE_TEXTS
-from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.types import Layout
 
 TABLE_TOLERANCE = 0.4

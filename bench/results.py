@@ -13,7 +13,7 @@ from typing import Any
 
 from cohort import ROOT
 
-ALL_SOURCES = ("bench/*.py", "compress/*.py", "registry/*.py")
+ALL_SOURCES = ("bench/*.py", "compress/**/*.py", "registry/*.py")
 
 Row = dict[str, Any]
 

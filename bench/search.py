@@ -15,8 +15,8 @@ from typing import Any
 from cohort import add_arguments, find_folders
 from results import print_table, write_json
 
-from lorareg.compress.search import search_by_text, search_by_vector
-from lorareg.compress.task_vectors import SentenceEncoder, find_sentence_model
+from lorareg.compress.tasks.search import search_by_text, search_by_vector
+from lorareg.compress.tasks.task_vectors import SentenceEncoder, find_sentence_model
 from lorareg.registry.peft_format import read_folder
 
 QUERIES = {

@@ -16,11 +16,11 @@ from unittest import mock
 import numpy as np
 from proxy_statistics import Row, isotonic
 
-from lorareg.compress import rate
-from lorareg.compress.encode import Encoded
-from lorareg.compress.forecast import HOPELESS, first_error, strain_at_a_glance
-from lorareg.compress.gate import NEWS
-from lorareg.compress.rate import USUAL_TOLERANCE, encode_to_hold
+from lorareg.compress.codec.encode import Encoded
+from lorareg.compress.contracts import rate
+from lorareg.compress.contracts.forecast import HOPELESS, first_error, strain_at_a_glance
+from lorareg.compress.contracts.gate import NEWS
+from lorareg.compress.contracts.rate import USUAL_TOLERANCE, encode_to_hold
 
 LEAST = 1e-5
 SIZE_SLOPE = -1.7

@@ -22,9 +22,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded
 from cohort import OUTPUT
 from results import Row, print_table, write_json
 
-from lorareg.compress.codecs import LoadedGenerator, decode
-from lorareg.compress.encode import Original, encode
-from lorareg.compress.plan import EMPTY, draft_of, latent_of
+from lorareg.compress.codec.codecs import LoadedGenerator, decode
+from lorareg.compress.codec.encode import Original, encode
+from lorareg.compress.planning.plan import EMPTY, draft_of, latent_of
 from lorareg.registry.reader import Reader
 from lorareg.registry.types import WEIGHTS_FILE, Adapter, Encoding, Layout
 

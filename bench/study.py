@@ -13,7 +13,7 @@ from cohort import FOLDERS, ROOT, BenchCohort, load_cohort
 from methods import Method, compare, row_of
 from results import Row
 
-from lorareg.compress.weights import write_weights
+from lorareg.compress.factors.weights import write_weights
 from lorareg.registry.types import CONFIG_FILE, sha256_hex
 
 COLLECTIONS = ("same-seed", "own-seed", "trajectory", "all-linear-bf16")

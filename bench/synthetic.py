@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorareg.compress.canonical import shared_frames, turned
-from lorareg.compress.encode import Original
-from lorareg.compress.generator import Int8
-from lorareg.compress.weights import Factors, write_weights
+from lorareg.compress.codec.encode import Original
+from lorareg.compress.factors.canonical import shared_frames, turned
+from lorareg.compress.factors.weights import Factors, write_weights
+from lorareg.compress.generators.generator import Int8
 from lorareg.registry.types import Layout, Slot
 
 DIRECTIONS = 16

@@ -11,9 +11,9 @@ import torch
 from cohort import samples_of
 from gains import load_model
 
-from lorareg.compress.generator import Int8
-from lorareg.compress.task_vectors import MAX_TOKENS, standardised
-from lorareg.compress.weights import read_weights
+from lorareg.compress.factors.weights import read_weights
+from lorareg.compress.generators.generator import Int8
+from lorareg.compress.tasks.task_vectors import MAX_TOKENS, standardised
 
 if TYPE_CHECKING:
     from paper import RankStudy

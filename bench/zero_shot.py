@@ -24,11 +24,11 @@ from study import load_study
 
 from lorareg.cli.progress import LogReporter
 from lorareg.compress.base_model import BaseModel, Tokens, gain_retained
-from lorareg.compress.generator import Int8
-from lorareg.compress.merge import inner_products, merged
-from lorareg.compress.novel import Condition, predict_mixture, similarity_average
-from lorareg.compress.task_vectors import HiddenStateEncoder, SentenceEncoder, TaskEncoder, find_sentence_model
-from lorareg.compress.weights import Factors, Float64, write_weights
+from lorareg.compress.factors.weights import Factors, Float64, write_weights
+from lorareg.compress.generators.generator import Int8
+from lorareg.compress.tasks.merge import inner_products, merged
+from lorareg.compress.tasks.novel import Condition, predict_mixture, similarity_average
+from lorareg.compress.tasks.task_vectors import HiddenStateEncoder, SentenceEncoder, TaskEncoder, find_sentence_model
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.types import SAMPLES_FILE
 
@@ -167,8 +167,8 @@ class Bench:
 
     def _tuned(self, index: int, tokens: Tokens, original: bytes, samples: Sequence[str]) -> Row:
         """The text mixture, tuned on the task's own samples."""
-        from lorareg.compress.few_shot import Mixer, tune
-        from lorareg.compress.samples import sample_rows, split_rows
+        from lorareg.compress.tasks.few_shot import Mixer, tune
+        from lorareg.compress.tasks.samples import sample_rows, split_rows
 
         others = self._others(index)
         start = predict_mixture([self.known.condition("text", index)], self._gram(others)).weights

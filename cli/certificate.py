@@ -48,7 +48,7 @@ def certificate(
     Raises:
         SignatureError: the certificate to check is of something else than what is stored.
     """
-    from lorareg.compress.verify import certified_statement
+    from lorareg.compress.proofs.verify import certified_statement
     from lorareg.registry.reader import Reader
 
     if check is not None and (out or sign):

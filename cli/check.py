@@ -36,7 +36,7 @@ def check(
     with Registry.open(home, create=False) as registry:
         findings = list(registry.check(read_data))
         if read_data:
-            from lorareg.compress.verify import check_encodings
+            from lorareg.compress.proofs.verify import check_encodings
 
             findings.extend(check_encodings(registry))
         where = registry.home

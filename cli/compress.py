@@ -169,7 +169,7 @@ def compress(
     Raises:
         StoppedError: on Ctrl-C; training goes on from its last checkpoint.
     """
-    from lorareg.compress.contract import CompressOptions, Contract
+    from lorareg.compress.contracts.contract import CompressOptions, Contract
     from lorareg.compress.pipeline import compress as run_compress
     from lorareg.registry.store import Registry
 

@@ -43,9 +43,9 @@ def describe(
     Raises:
         NothingToDoError: --text without exactly one task.
     """
-    from lorareg.compress.describe import TaskVectors
-    from lorareg.compress.judge import remember_base_model
-    from lorareg.compress.task_vectors import find_sentence_model
+    from lorareg.compress.contracts.judge import remember_base_model
+    from lorareg.compress.tasks.describe import TaskVectors
+    from lorareg.compress.tasks.task_vectors import find_sentence_model
     from lorareg.registry.store import Registry
 
     if base_model is not None and sentences is not None:

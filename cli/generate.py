@@ -13,7 +13,7 @@ from lorareg.cli.output import MISSING, Output, Table
 from lorareg.cli.progress import progress
 
 if TYPE_CHECKING:
-    from lorareg.compress.generate import Generated
+    from lorareg.compress.tasks.generate import Generated
 
 SHOWN = 10
 """Known tasks in the table; JSON has all of them."""
@@ -71,8 +71,8 @@ def generate(
     unproven; with them, what the base model says to those held out is measured.
     Nothing is recorded: use the folder, or ingest it.
     """
-    from lorareg.compress.generate import Request
-    from lorareg.compress.generate import generate as run_generate
+    from lorareg.compress.tasks.generate import Request
+    from lorareg.compress.tasks.generate import generate as run_generate
     from lorareg.registry.home import resolve_home
 
     output = Output(as_json, quiet)

@@ -12,7 +12,7 @@ from lorareg.cli.output import Output, Table
 from lorareg.cli.progress import progress
 
 if TYPE_CHECKING:
-    from lorareg.compress.interpolate import Between, Losses
+    from lorareg.compress.tasks.interpolate import Between, Losses
     from lorareg.registry.reader import Reader
 
 
@@ -41,9 +41,9 @@ def interpolate(
 
     With a base model, the losses on both tasks' text are measured, beside those of plain averages.
     """
-    from lorareg.compress.interpolate import files_of
-    from lorareg.compress.interpolate import interpolate as run_interpolate
     from lorareg.compress.materialize import expect_free, write_folder
+    from lorareg.compress.tasks.interpolate import files_of
+    from lorareg.compress.tasks.interpolate import interpolate as run_interpolate
     from lorareg.registry.home import resolve_home
     from lorareg.registry.reader import Reader
     from lorareg.registry.types import WEIGHTS_FILE, sha256_hex
@@ -78,8 +78,8 @@ def _losses(
 
     A remembered one that cannot be used is no reason to fail.
     """
-    from lorareg.compress.interpolate import losses_of
-    from lorareg.compress.judge import SETTING, Judge, base_model_path
+    from lorareg.compress.contracts.judge import SETTING, Judge, base_model_path
+    from lorareg.compress.tasks.interpolate import losses_of
     from lorareg.registry.errors import BaseModelError, MissingExtraError
 
     name = between.first.adapter.base_model
@@ -101,7 +101,7 @@ def _losses(
 
 
 def _remember(reader: Reader, name: str, path: Path) -> None:
-    from lorareg.compress.judge import remember_base_model
+    from lorareg.compress.contracts.judge import remember_base_model
     from lorareg.registry.store import Registry
 
     with Registry.open(reader.home, create=False) as registry:

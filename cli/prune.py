@@ -52,7 +52,7 @@ def prune(
         elif apply:
             _apply(registry, output)
         else:
-            from lorareg.compress.prune import plan_of
+            from lorareg.compress.proofs.prune import plan_of
 
             _show_plan(plan_of(registry), output)
 
@@ -113,7 +113,7 @@ def _show_plan(found: Plan, output: Output) -> None:
 
 
 def _apply(registry: Registry, output: Output) -> None:
-    from lorareg.compress.prune import prune as run_prune
+    from lorareg.compress.proofs.prune import prune as run_prune
 
     with progress(output) as reporter:
         retired, refused = run_prune(registry, reporter)

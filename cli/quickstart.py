@@ -47,7 +47,7 @@ def _least_exact(home: Path) -> tuple[str, Path]:
 
 
 def _compare(ref: str, original: Path, restored: Path) -> None:
-    from lorareg.compress.fidelity import compare_folders
+    from lorareg.compress.factors.fidelity import compare_folders
 
     fidelity = compare_folders(original, restored)
     print(f"\n{ref} was the least exact of all. Measured now, {restored} against {original}:")

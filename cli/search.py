@@ -15,7 +15,7 @@ from lorareg.registry.errors import BaseModelError, NothingToDoError
 from lorareg.registry.types import SENTENCE_MODEL
 
 if TYPE_CHECKING:
-    from lorareg.compress.search import Hit
+    from lorareg.compress.tasks.search import Hit
     from lorareg.registry.types import Adapter
 
 
@@ -64,7 +64,7 @@ def search(
             remedy="Run `lorareg describe --sentences PATH` first, or search --by text.",
         )
     if by is By.TEXT or model is None:
-        from lorareg.compress.search import search_by_text
+        from lorareg.compress.tasks.search import search_by_text
 
         encoder, hits = "text", search_by_text(query, adapters)
     else:
@@ -78,8 +78,8 @@ def _by_sentences(
     """The encoder's name, and all adapters by the meaning of their sentences; vectors that are missing are made."""
     import numpy as np
 
-    from lorareg.compress.describe import TaskVectors
-    from lorareg.compress.search import search_by_vector
+    from lorareg.compress.tasks.describe import TaskVectors
+    from lorareg.compress.tasks.search import search_by_vector
     from lorareg.registry.store import Registry
 
     if not model.exists():

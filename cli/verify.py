@@ -14,7 +14,7 @@ from lorareg.registry.errors import ContractError, NothingToDoError, Verificatio
 
 if TYPE_CHECKING:
     from lorareg.compress.progress import Reporter
-    from lorareg.compress.verify import Verdict
+    from lorareg.compress.proofs.verify import Verdict
     from lorareg.registry.store import Registry
     from lorareg.registry.types import Adapter
 
@@ -92,12 +92,12 @@ def _verify_each(
     seed: int,
     reporter: Reporter,
 ) -> list[Verdict]:
-    from lorareg.compress.verify import prove_again
-    from lorareg.compress.verify import verify as run_verify
+    from lorareg.compress.proofs.verify import prove_again
+    from lorareg.compress.proofs.verify import verify as run_verify
 
     judges = None
     if levels:
-        from lorareg.compress.judge import Judges
+        from lorareg.compress.contracts.judge import Judges
 
         judges = Judges(registry, base_model, seed, reporter)
     verdicts = []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorareg.compress.weights import Factors
+from lorareg.compress.factors.weights import Factors
 from lorareg.registry.errors import BaseModelError, LayoutMismatchError, MissingExtraError
 from lorareg.registry.types import Layout
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorareg.compress.codecs import LoadedGenerator, decode
+from lorareg.compress.codec.codecs import LoadedGenerator, decode
 from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
 from lorareg.registry.lookup import Lookup

@@ -17,22 +17,22 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from lorareg.compress.canonical import group_by_init
-from lorareg.compress.choose import NONE, GeneratorChoice, train_module, trains_network
-from lorareg.compress.codecs import LoadedGenerator
-from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions
-from lorareg.compress.coordinates import Turned, covers
-from lorareg.compress.describe import TaskVectors
-from lorareg.compress.encode import Draft
-from lorareg.compress.gate import Candidate, Encoder, Kept
-from lorareg.compress.generator import Int8
-from lorareg.compress.group import Group
-from lorareg.compress.judge import Judge, Judges
+from lorareg.compress.codec.codecs import LoadedGenerator
+from lorareg.compress.codec.encode import Draft
+from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions
+from lorareg.compress.contracts.gate import Candidate, Encoder, Kept
+from lorareg.compress.contracts.judge import Judge, Judges
+from lorareg.compress.contracts.source import Source, refusal, source_of
+from lorareg.compress.factors.canonical import group_by_init
+from lorareg.compress.generators.generator import Int8
+from lorareg.compress.generators.group import Group
 from lorareg.compress.materialize import restore_weights
-from lorareg.compress.plan import EMPTY, Members, Plan, draft_of, latent_of
+from lorareg.compress.planning.choose import NONE, GeneratorChoice, train_module, trains_network
+from lorareg.compress.planning.coordinates import Turned, covers
+from lorareg.compress.planning.plan import EMPTY, Members, Plan, draft_of, latent_of
 from lorareg.compress.progress import Reporter
-from lorareg.compress.source import Source, refusal, source_of
-from lorareg.compress.verify import prove, prove_carried
+from lorareg.compress.proofs.verify import prove, prove_carried
+from lorareg.compress.tasks.describe import TaskVectors
 from lorareg.registry.errors import IntegrityError, NothingToDoError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import (

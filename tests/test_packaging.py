@@ -32,7 +32,8 @@ def test_every_package_is_listed() -> None:
 
 
 def test_every_package_is_typed() -> None:
-    assert all((ROOT / name.partition(".")[2].replace(".", "/") / "py.typed").exists() for name in package_folders())
+    # A marker holds for the packages below it (PEP 561); `lorareg` itself is no folder that could have one.
+    assert all((ROOT / room / "py.typed").exists() for room in ROOMS)
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))

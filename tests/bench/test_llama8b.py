@@ -57,7 +57,7 @@ def test_the_benchmark_runs_and_goes_on(folder: Path, tmp_path: Path, capsys: py
 def test_the_largest_network_is_the_widest_that_is_read_back(folder: Path, tmp_path: Path) -> None:
     import llama8b
 
-    from lorareg.compress.generator import MAX_WEIGHTS
+    from lorareg.compress.generators.generator import MAX_WEIGHTS
 
     bench = llama8b.Bench([path for path in sorted(folder.iterdir())], llama8b.SIZES["smoke"], 0, tmp_path)
     width = bench.largest_width()

@@ -104,7 +104,7 @@ def test_a_second_run_trains_and_measures_nothing(
 def test_moments_are_the_originals() -> None:
     import paper_ways
 
-    from lorareg.compress.weights import Factors, read_weights, write_weights
+    from lorareg.compress.factors.weights import Factors, read_weights, write_weights
 
     layout, originals = _originals()
     drawn = write_weights(layout, [Factors(b=f.b * 3, a=f.a - 1) for f in originals[0].factors])

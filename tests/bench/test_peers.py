@@ -32,7 +32,7 @@ def test_what_is_decoded_from_the_bytes_is_what_was_measured(name: str, study: A
     from methods import compare
     from study import Stored
 
-    from lorareg.compress.weights import write_weights
+    from lorareg.compress.factors.weights import write_weights
     from lorareg.registry.types import sha256_hex
 
     stored = Stored(made(name), study)
@@ -93,8 +93,8 @@ def test_zero_adapters_pass_through_every_method(make_zero: Any, study: Any) -> 
 
 @pytest.fixture
 def make_zero(study: Any) -> Any:
-    from lorareg.compress.encode import Original
-    from lorareg.compress.weights import Factors, write_weights
+    from lorareg.compress.codec.encode import Original
+    from lorareg.compress.factors.weights import Factors, write_weights
 
     first = study.stored.originals[0]
     zeros = [Factors(b=np.zeros_like(f.b), a=np.zeros_like(f.a)) for f in first.factors]

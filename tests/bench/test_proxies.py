@@ -102,7 +102,7 @@ def test_strength_is_what_is_left_along_the_original(study: Any) -> None:
     from proxy_points import weight_figures
     from proxy_statistics import PROXIES
 
-    from lorareg.compress.weights import Factors
+    from lorareg.compress.factors.weights import Factors
 
     layout = study.cohort.layout
     original = study.cohort.originals[0].factors
@@ -167,7 +167,7 @@ def test_points_are_shown_as_they_were_measured(tmp_path: Path, capsys: pytest.C
 def test_a_collection_is_held_to_a_tolerance(tmp_path: Path, sample_adapters: Path) -> None:
     import gate
 
-    from lorareg.compress.contract import Contract
+    from lorareg.compress.contracts.contract import Contract
 
     folders = gate.folders_of(sample_adapters)
     row = gate.Job(sample_adapters, Contract(0.3), adapters=2).run()
@@ -182,7 +182,7 @@ def test_a_collection_is_held_to_a_tolerance(tmp_path: Path, sample_adapters: Pa
 def test_contracts_are_read_from_words() -> None:
     import gate
 
-    from lorareg.compress.contract import Contract
+    from lorareg.compress.contracts.contract import Contract
 
     assert gate.read_contract("weight=0.5,kl=0.02,gain=0.97") == Contract(0.5, kl=0.02, gain=0.97)
     with pytest.raises(SystemExit, match=r"budget=0\.01: a contract names weight, kl and gain"):
@@ -192,7 +192,7 @@ def test_contracts_are_read_from_words() -> None:
 def test_measurements_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     import gate
 
-    from lorareg.compress.judge import Judge
+    from lorareg.compress.contracts.judge import Judge
 
     judge = Judge(SimpleNamespace(), SimpleNamespace(), 0)  # type: ignore[arg-type]
     monkeypatch.setattr(Judge, "gain", lambda self, case, restored: {"gain_retained": 1.0})

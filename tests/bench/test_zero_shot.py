@@ -17,7 +17,7 @@ def run(tmp_path: Path, sample_adapters: Path, fake_model: Any, monkeypatch: pyt
     """Run the bench on the shipped adapters with some options."""
     import zero_shot
 
-    from lorareg.compress import few_shot
+    from lorareg.compress.tasks import few_shot
 
     monkeypatch.setattr(zero_shot, "OUTPUT", tmp_path)
     doubled = few_shot.Tuned(np.full(11, 2 / 11), 1.9, 1.8, 4)  # twice the mean adapter

@@ -188,10 +188,10 @@ def test_check_mentions_orphans_without_failing(run: Run, encoded_home: Path) ->
 def test_check_reads_data_through_the_decoder(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lorareg.registry.types import Finding
 
-    verify = ModuleType("lorareg.compress.verify")
+    verify = ModuleType("lorareg.compress.proofs.verify")
     finding = Finding("code of man-de@1", "decodes to other bytes", "Compress it again.")
     verify.check_encodings = lambda registry: iter([finding])  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lorareg.compress.verify", verify)
+    monkeypatch.setitem(sys.modules, "lorareg.compress.proofs.verify", verify)
     result = run("check", "--read-data", "--home", home, "--json")
     assert result.exit_code == 26
     assert result.data["findings"][0]["what"] == "code of man-de@1"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lorareg.cli.options import parse_share, parse_size
-from lorareg.compress.contract import CompressOptions, Contract
+from lorareg.compress.contracts.contract import CompressOptions, Contract
 from lorareg.registry.errors import ContractError
 
 Run = Callable[..., Any]

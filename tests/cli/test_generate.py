@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress.weights import read_weights
+from lorareg.compress.factors.weights import read_weights
 from lorareg.registry.card import card_description
 from lorareg.registry.peft_format import find_adapters, read_folder
 from lorareg.registry.store import Registry

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress import base_model, interpolate
+from lorareg.compress import base_model
+from lorareg.compress.tasks import interpolate
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
 

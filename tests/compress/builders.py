@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from lorareg.compress import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
-from lorareg.compress.codecs import LoadedGenerator
-from lorareg.compress.coordinates import in_coordinates
-from lorareg.compress.encode import Draft, Original
-from lorareg.compress.generator import DECODERS, Generator, pack_generator, predict
-from lorareg.compress.grid import rank_of, width_of
-from lorareg.compress.tensors import IntTensor
-from lorareg.compress.weights import Factors, write_weights
+from lorareg.compress.codec.codecs import LoadedGenerator
+from lorareg.compress.codec.encode import Draft, Original
+from lorareg.compress.factors.weights import Factors, write_weights
+from lorareg.compress.generators import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
+from lorareg.compress.generators.generator import DECODERS, Generator, pack_generator, predict
+from lorareg.compress.generators.grid import rank_of, width_of
+from lorareg.compress.integers.tensors import IntTensor
+from lorareg.compress.planning.coordinates import in_coordinates
 from lorareg.registry.types import Layout, Slot, sha256_hex
 
 SHAPES = ((10, 2, 12), (6, 2, 12), (10, 2, 12), (1, 2, 9))

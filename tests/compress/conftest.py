@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lorareg.compress.contract import CompressOptions, Contract
+from lorareg.compress.contracts.contract import CompressOptions, Contract
 from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.progress import Silent
-from lorareg.compress.verify import check_encodings
+from lorareg.compress.proofs.verify import check_encodings
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
 from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter, Encoding, Layout
@@ -50,7 +50,7 @@ def make() -> ModuleType:
 @pytest.fixture(scope="session")
 def sample_weights(sample_adapters: Path) -> dict[str, Any]:
     """The sample adapters as `Original`, by task."""
-    from lorareg.compress.encode import Original
+    from lorareg.compress.codec.encode import Original
 
     read = {}
     for path in sorted(p for p in sample_adapters.iterdir() if p.is_dir()):
@@ -98,7 +98,7 @@ def add_group(make_adapter: Callable[..., Path]) -> Callable[..., None]:
 def quick_refinement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few steps of refinement, where there is torch: what it gains is measured elsewhere."""
     if importlib.util.find_spec("torch"):
-        from lorareg.compress import train
+        from lorareg.compress.generators import train
 
         monkeypatch.setattr(train, "PRESETS", {k: replace(v, refine_steps=3) for k, v in train.PRESETS.items()})
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorareg.compress.canonical import (
+from lorareg.compress.factors.canonical import (
     aligned,
     balanced,
     group_by_init,
@@ -15,7 +15,7 @@ from lorareg.compress.canonical import (
     shared_frames,
     turned,
 )
-from lorareg.compress.weights import Factors
+from lorareg.compress.factors.weights import Factors
 
 sizes = st.integers(1, 9)
 

@@ -12,13 +12,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lorareg.compress.certificate import COUNT, error_shares, estimate, project
-from lorareg.compress.contract import CompressOptions
-from lorareg.compress.fidelity import energy, measure, measure_modules, summarise
+from lorareg.compress.contracts.contract import CompressOptions
+from lorareg.compress.factors.fidelity import energy, measure, measure_modules, summarise
+from lorareg.compress.factors.weights import Factors
 from lorareg.compress.pipeline import compress
 from lorareg.compress.progress import Silent
-from lorareg.compress.verify import certified_statement
-from lorareg.compress.weights import Factors
+from lorareg.compress.proofs.certificate import COUNT, error_shares, estimate, project
+from lorareg.compress.proofs.verify import certified_statement
 from lorareg.registry.certificate import Subject, compose, digest_of, is_stale
 from lorareg.registry.errors import NoCertificateError
 from lorareg.registry.store import Registry
@@ -137,7 +137,7 @@ def test_the_export_can_be_checked_without_us(encoded: Registry) -> None:
 
 def test_what_is_exact_needs_no_projections(registry: Registry, add_group: Callable[..., None]) -> None:
     add_group(registry, "alpha")
-    from lorareg.compress.contract import Contract
+    from lorareg.compress.contracts.contract import Contract
 
     compress(registry, (), CompressOptions(Contract(tolerance=0.0)), Silent())
     exported = certified_statement(registry, registry.adapter("alpha"))

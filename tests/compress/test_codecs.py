@@ -10,12 +10,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lorareg.compress import residual
-from lorareg.compress.codecs import CODECS, GENERATED, LOSSLESS, PREDICTED, RESIDUAL, LoadedGenerator, decode
-from lorareg.compress.container import NO_GENERATOR, Code, pack_code, unpack_code
-from lorareg.compress.encode import Draft, Encoded, Original, encode
-from lorareg.compress.fidelity import measure
-from lorareg.compress.weights import read_weights
+from lorareg.compress.codec import residual
+from lorareg.compress.codec.codecs import CODECS, GENERATED, LOSSLESS, PREDICTED, RESIDUAL, LoadedGenerator, decode
+from lorareg.compress.codec.container import NO_GENERATOR, Code, pack_code, unpack_code
+from lorareg.compress.codec.encode import Draft, Encoded, Original, encode
+from lorareg.compress.factors.fidelity import measure
+from lorareg.compress.factors.weights import read_weights
 from lorareg.registry.errors import (
     InvalidContainerError,
     LayoutMismatchError,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from lorareg.compress.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
-from lorareg.compress.encode import Draft, Original
-from lorareg.compress.forecast import GAIN_LOST_BY_ERROR, GAIN_LOST_BY_KL, KL_BY_ERROR
-from lorareg.compress.gate import Candidate, Encoder, Kept
-from lorareg.compress.rate import TOLERANCES, USUAL_TOLERANCE
-from lorareg.compress.residual import CORE_UNIT, Quantised
-from lorareg.compress.weights import Factors
+from lorareg.compress.codec.encode import Draft, Original
+from lorareg.compress.codec.residual import CORE_UNIT, Quantised
+from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
+from lorareg.compress.contracts.forecast import GAIN_LOST_BY_ERROR, GAIN_LOST_BY_KL, KL_BY_ERROR
+from lorareg.compress.contracts.gate import Candidate, Encoder, Kept
+from lorareg.compress.contracts.rate import TOLERANCES, USUAL_TOLERANCE
+from lorareg.compress.factors.weights import Factors
 from lorareg.registry.errors import ContractError
 
 SHAPES = ((40, 4, 60), (24, 4, 60)) * 2

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lorareg.compress.base_model import BaseModel, Tokens
-from lorareg.compress.codecs import decode
-from lorareg.compress.encode import Draft, Original, StepSearch, encode
-from lorareg.compress.residual import CORE_UNIT, Quantised, restore
-from lorareg.compress.weights import Factors, read_weights
+from lorareg.compress.codec.codecs import decode
+from lorareg.compress.codec.encode import Draft, Original, StepSearch, encode
+from lorareg.compress.codec.residual import CORE_UNIT, Quantised, restore
+from lorareg.compress.factors.weights import Factors, read_weights
 from lorareg.registry.types import Layout
 
 TOLERANCE = 0.3
@@ -27,13 +27,13 @@ def original(make: ModuleType, tiny_layout: Layout) -> Original:
 
 @pytest.fixture
 def text(tiny_model: BaseModel, original: Original) -> Tokens:
-    from lorareg.compress.distill import self_written
+    from lorareg.compress.contracts.distill import self_written
 
     return self_written(tiny_model, tiny_model.weights_of(original.layout, original.factors), 16, 64, 0)
 
 
 def distiller(model: BaseModel, original: Original, tokens: Tokens, **config: Any) -> Any:
-    from lorareg.compress.distill import DistillConfig, Distiller
+    from lorareg.compress.contracts.distill import DistillConfig, Distiller
 
     return Distiller(model, model.weights_of(original.layout, original.factors), tokens, DistillConfig(**config))
 
@@ -50,8 +50,8 @@ def divergence(model: BaseModel, tokens: Tokens, original: Original, restored: S
 
 def near_drawing(make: ModuleType, layout: Layout, original: Original) -> Draft:
     """A generator whose mean lies halfway to the adapter."""
-    from lorareg.compress.coordinates import in_coordinates
-    from lorareg.compress.plan import EMPTY, Members, Planner, draft_of
+    from lorareg.compress.planning.coordinates import in_coordinates
+    from lorareg.compress.planning.plan import EMPTY, Members, Planner, draft_of
     from lorareg.compress.progress import Silent
 
     others = [make.original(layout, [Factors(b=f.b * by, a=f.a) for f in original.factors]) for by in (0.3, 0.7)]

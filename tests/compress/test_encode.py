@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress import encode as encode_module
-from lorareg.compress.codecs import decode
-from lorareg.compress.coordinates import in_coordinates
-from lorareg.compress.encode import Draft, Encoded, Original, encode
-from lorareg.compress.weights import Factors, write_weights
+from lorareg.compress.codec import encode as encode_module
+from lorareg.compress.codec.codecs import decode
+from lorareg.compress.codec.encode import Draft, Encoded, Original, encode
+from lorareg.compress.factors.weights import Factors, write_weights
+from lorareg.compress.planning.coordinates import in_coordinates
 from lorareg.registry.errors import InvalidContainerError
 
 WIDE = ((40, 4, 60), (24, 4, 60), (40, 4, 60), (24, 4, 60))

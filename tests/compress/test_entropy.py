@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorareg.compress.entropy import (
+from lorareg.compress.integers.entropy import (
     SCALE_COUNT,
     ZERO_TABLE,
     SymbolDecoder,
@@ -46,7 +46,7 @@ def test_the_tables_never_change() -> None:
 def test_the_tables_do_not_depend_on_the_decimal_context() -> None:
     script = (
         "import decimal; decimal.getcontext().prec = 5; decimal.getcontext().rounding = decimal.ROUND_UP\n"
-        "from lorareg.compress.entropy import counts\n"
+        "from lorareg.compress.integers.entropy import counts\n"
         "print(*(counts(n).tolist() for n in (1, 11, 25)), sep=chr(10))"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -22,14 +22,14 @@ def adapters(make: Any, tiny_layout: Layout) -> list[Any]:
 
 def written(model: Any, layout: Layout, factors: Any, rows: int = 8) -> np.ndarray:
     """Text that the model writes with an adapter."""
-    from lorareg.compress.distill import self_written
+    from lorareg.compress.contracts.distill import self_written
 
     return self_written(model, model.weights_of(layout, factors), rows, 48, seed=1)
 
 
 def test_a_mixture_on_the_model_is_the_merged_adapter(tiny_model: Any, tiny_layout: Layout, adapters: Any) -> None:
-    from lorareg.compress.few_shot import Mixer
-    from lorareg.compress.merge import merged
+    from lorareg.compress.tasks.few_shot import Mixer
+    from lorareg.compress.tasks.merge import merged
 
     tokens = np.arange(2 * 24).reshape(2, 24) % 64
     weights = [0.7, -0.2, 0.4]
@@ -39,8 +39,8 @@ def test_a_mixture_on_the_model_is_the_merged_adapter(tiny_model: Any, tiny_layo
 
 
 def test_tuning_finds_the_adapter_that_wrote_the_text(tiny_model: Any, tiny_layout: Layout, adapters: Any) -> None:
-    from lorareg.compress.few_shot import FewShotConfig, Mixer, tune
     from lorareg.compress.progress import Silent
+    from lorareg.compress.tasks.few_shot import FewShotConfig, Mixer, tune
 
     text = written(tiny_model, tiny_layout, adapters[1])
     mixer, start = Mixer(tiny_layout, adapters), np.full(3, 1 / 3)
@@ -57,8 +57,8 @@ def test_tuning_finds_the_adapter_that_wrote_the_text(tiny_model: Any, tiny_layo
 def test_weights_that_only_fit_the_tuning_rows_are_not_kept(
     tiny_model: Any, tiny_layout: Layout, adapters: Any
 ) -> None:
-    from lorareg.compress.few_shot import FewShotConfig, Mixer, tune
     from lorareg.compress.progress import Silent
+    from lorareg.compress.tasks.few_shot import FewShotConfig, Mixer, tune
 
     train, held = written(tiny_model, tiny_layout, adapters[0]), written(tiny_model, tiny_layout, adapters[2])
     start, config = np.array([0.0, 0.0, 1.0]), FewShotConfig(learning_rate=0.3, look_every=2, patience=1)
@@ -80,7 +80,7 @@ def test_weights_that_only_fit_the_tuning_rows_are_not_kept(
     ],
 )
 def test_every_kind_of_samples_is_read(tmp_path: Path, name: str, data: bytes, texts: list[str]) -> None:
-    from lorareg.compress.samples import read_samples
+    from lorareg.compress.tasks.samples import read_samples
 
     (tmp_path / name).write_bytes(data)
     assert read_samples(tmp_path / name) == texts
@@ -99,7 +99,7 @@ def test_every_kind_of_samples_is_read(tmp_path: Path, name: str, data: bytes, t
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, name: str, data: bytes | None, words: str) -> None:
-    from lorareg.compress.samples import read_samples
+    from lorareg.compress.tasks.samples import read_samples
 
     if data is not None:
         (tmp_path / name).write_bytes(data)
@@ -108,7 +108,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path, name: str, data: bytes | Non
 
 
 def test_rows_are_spread_over_all_of_the_text(tiny_model: Any) -> None:
-    from lorareg.compress.samples import sample_rows, split_rows
+    from lorareg.compress.tasks.samples import sample_rows, split_rows
 
     words = " ".join(f"w{1 + i // 128 % 63}" for i in range(128 * 50))
     rows = sample_rows(tiny_model, [words], Path("s.txt"))
@@ -137,7 +137,7 @@ class Reader:
 
 
 def test_text_has_an_order_and_noise_has_none() -> None:
-    from lorareg.compress.samples import expect_text
+    from lorareg.compress.tasks.samples import expect_text
 
     model: Any = Reader({"manual", "pages", "printed"})
     expect_text(model, ["manual pages printed " * 30], Path("s.txt"))

@@ -10,8 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lorareg.compress.fidelity import compare_folders, energy, measure
-from lorareg.compress.weights import Factors
+from lorareg.compress.factors.fidelity import compare_folders, energy, measure
+from lorareg.compress.factors.weights import Factors
 from lorareg.registry.errors import InvalidAdapterError, LayoutMismatchError
 from lorareg.registry.types import Layout
 

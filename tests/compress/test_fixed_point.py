@@ -12,16 +12,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lorareg.compress.canonical import Coordinates
-from lorareg.compress.fixed_point import ACTIVATION_LIMIT, elu, relu, requantise
-from lorareg.compress.generator import CONDITION_EXPONENT, LATENT_EXPONENT, predict
-from lorareg.compress.grid import factor_rows, grid_of
+from lorareg.compress.factors.canonical import Coordinates
+from lorareg.compress.generators.generator import CONDITION_EXPONENT, LATENT_EXPONENT, predict
+from lorareg.compress.generators.grid import factor_rows, grid_of
+from lorareg.compress.integers.fixed_point import ACTIVATION_LIMIT, elu, relu, requantise
 
 GOLDEN = Path(__file__).parent / "golden"
 
 DECODE_SCRIPT = """
 import hashlib, json, pathlib, sys
-from lorareg.compress.codecs import LoadedGenerator, decode
+from lorareg.compress.codec.codecs import LoadedGenerator, decode
 from lorareg.registry.types import Layout, sha256_hex
 folder = pathlib.Path(sys.argv[1])
 for name, entry in sorted(json.loads((folder / "index.json").read_text()).items()):
@@ -75,7 +75,7 @@ def test_products_do_not_depend_on_the_order_of_sums() -> None:
 @pytest.mark.parametrize(("arch", "coordinates"), [("slots", "shared"), ("conv1d", "raw")])
 def test_the_stored_decoder_draws_what_torch_draws(arch: str, coordinates: Coordinates, make: ModuleType) -> None:
     torch = pytest.importorskip("torch")
-    from lorareg.compress.train import MODULES
+    from lorareg.compress.generators.train import MODULES
 
     layout = make.layout()
     made = make.generator(arch, layout, coordinates=coordinates)

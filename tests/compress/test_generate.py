@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress.codecs import LoadedGenerator
-from lorareg.compress.generate import Request, folder_name, generate
-from lorareg.compress.generator import pack_generator, predict
-from lorareg.compress.prior import prior_latent
+from lorareg.compress.codec.codecs import LoadedGenerator
+from lorareg.compress.factors.weights import read_weights
+from lorareg.compress.generators.generator import pack_generator, predict
+from lorareg.compress.generators.prior import prior_latent
 from lorareg.compress.progress import Silent
-from lorareg.compress.task_vectors import TextEncoder
-from lorareg.compress.weights import read_weights
+from lorareg.compress.tasks.generate import Request, folder_name, generate
+from lorareg.compress.tasks.task_vectors import TextEncoder
 from lorareg.registry.errors import ContractError, SamplesError
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def tasks(registry: Registry, add_tiny: Callable[..., Any], tiny_path: Path) -> Registry:
     """Three tasks with the same description, and a base model that is remembered."""
-    from lorareg.compress.judge import remember_base_model
+    from lorareg.compress.contracts.judge import remember_base_model
 
     for name in ("a", "b", "c"):
         add_tiny(registry, name)
@@ -39,7 +39,7 @@ def tasks(registry: Registry, add_tiny: Callable[..., Any], tiny_path: Path) -> 
 @pytest.fixture
 def spoken(tiny_model: Any, tiny_layout: Layout, tasks: Registry, tmp_path: Path) -> Path:
     """Text that the tiny model writes with the adapter of b."""
-    from lorareg.compress.distill import self_written
+    from lorareg.compress.contracts.distill import self_written
 
     data = tasks.read_file(tasks.adapter("b"), "adapter_model.safetensors")
     written = self_written(
@@ -92,7 +92,7 @@ def test_samples_stand_in_for_a_description_that_tells_nothing(
 def test_samples_that_do_not_gain_are_said_not_to(
     tasks: Registry, tmp_path: Path, tiny_model: Any, any_text: None
 ) -> None:
-    from lorareg.compress.distill import self_written
+    from lorareg.compress.contracts.distill import self_written
 
     own = self_written(tiny_model, {}, 12, 120, seed=3)
     (tmp_path / "own.txt").write_text(" ".join(f"w{token}" for token in own.ravel() if token))
@@ -106,7 +106,7 @@ def test_samples_that_do_not_gain_are_said_not_to(
 @pytest.fixture
 def any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model's words are no letters, so that shuffling them tells nothing: take any text."""
-    from lorareg.compress import samples
+    from lorareg.compress.tasks import samples
 
     monkeypatch.setattr(samples, "expect_text", lambda *_: None)
 

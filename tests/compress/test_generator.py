@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress.generator import DECODERS, pack_generator, predict, unpack_generator
+from lorareg.compress.generators.generator import DECODERS, pack_generator, predict, unpack_generator
 from lorareg.registry.errors import InvalidContainerError, LayoutMismatchError, LoraregError, NewerFormatError
 
 ARCHITECTURES = sorted(DECODERS)

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress import choose
-from lorareg.compress.choose import GeneratorChoice
-from lorareg.compress.contract import CompressOptions
-from lorareg.compress.generator import unpack_generator
+from lorareg.compress.contracts.contract import CompressOptions
+from lorareg.compress.factors.weights import Factors
+from lorareg.compress.generators.generator import unpack_generator
 from lorareg.compress.pipeline import CohortSummary
-from lorareg.compress.plan import EMPTY, Members, Plan, Planner
+from lorareg.compress.planning import choose
+from lorareg.compress.planning.choose import GeneratorChoice
+from lorareg.compress.planning.plan import EMPTY, Members, Plan, Planner
 from lorareg.compress.progress import Silent
-from lorareg.compress.weights import Factors
 from lorareg.registry.errors import ContractError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import Encoding, Layout
@@ -151,7 +151,7 @@ class FakeTraining:
             loaded = replace(mean.loaded, generator=replace(mean.loaded.generator, arch=arch))
             return replace(mean, loaded=loaded, estimated_bytes=mean.estimated_bytes * (1 - saved[width]))
 
-        train = pytest.importorskip("lorareg.compress.train")
+        train = pytest.importorskip("lorareg.compress.generators.train")
         monkeypatch.setattr(Planner, "trained", trained)
         monkeypatch.setattr(train, "bits_of", lambda name, config: bits)
         monkeypatch.setattr(choose, "NETWORK_WORTH_TRYING", 3)

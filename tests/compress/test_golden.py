@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lorareg.compress.codecs import CODECS, GENERATED, PREDICTED, LoadedGenerator, decode
-from lorareg.compress.container import unpack_code
-from lorareg.compress.generator import DECODERS, pack_generator
+from lorareg.compress.codec.codecs import CODECS, GENERATED, PREDICTED, LoadedGenerator, decode
+from lorareg.compress.codec.container import unpack_code
+from lorareg.compress.generators.generator import DECODERS, pack_generator
 from lorareg.registry.types import Layout, sha256_hex
 
 GOLDEN = Path(__file__).parent / "golden"

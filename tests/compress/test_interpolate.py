@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress.codecs import LoadedGenerator
-from lorareg.compress.contract import CompressOptions
-from lorareg.compress.encode import encode
-from lorareg.compress.generator import pack_generator, predict
-from lorareg.compress.interpolate import (
+from lorareg.compress.codec.codecs import LoadedGenerator
+from lorareg.compress.codec.encode import encode
+from lorareg.compress.contracts.contract import CompressOptions
+from lorareg.compress.factors.weights import Factors, read_weights
+from lorareg.compress.generators.generator import pack_generator, predict
+from lorareg.compress.materialize import restore_weights, write_folder
+from lorareg.compress.pipeline import compress
+from lorareg.compress.progress import Silent
+from lorareg.compress.tasks.interpolate import (
     BASE,
     DELTA_AVERAGE,
     FACTOR_AVERAGE,
@@ -28,10 +32,6 @@ from lorareg.compress.interpolate import (
     losses_of,
     merged,
 )
-from lorareg.compress.materialize import restore_weights, write_folder
-from lorareg.compress.pipeline import compress
-from lorareg.compress.progress import Silent
-from lorareg.compress.weights import Factors, read_weights
 from lorareg.registry.errors import ContractError, IntegrityError, InterpolationError, UnknownAdapterError
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
@@ -206,7 +206,7 @@ def test_the_folder_is_an_adapter_that_says_what_it_is(linear: Registry, tmp_pat
 def test_losses_are_of_both_tasks(
     registry: Registry, make: ModuleType, add_tiny: Callable[..., Any], tiny_model: Any
 ) -> None:
-    from lorareg.compress.judge import Judge
+    from lorareg.compress.contracts.judge import Judge
 
     random = np.random.default_rng(0)
     for name in NAMES[:2]:

@@ -17,11 +17,11 @@ import pytest
 from safetensors.numpy import save
 
 from lorareg.compress.base_model import BaseModel, gain_retained
-from lorareg.compress.encode import Original
-from lorareg.compress.judge import MOST_ROWS, ROW_LENGTH, WRITTEN_ROWS, Judge, Judges, base_model_path
+from lorareg.compress.codec.encode import Original
+from lorareg.compress.contracts.judge import MOST_ROWS, ROW_LENGTH, WRITTEN_ROWS, Judge, Judges, base_model_path
+from lorareg.compress.factors.weights import Factors
 from lorareg.compress.probe import PROBE_TEXTS
 from lorareg.compress.progress import Silent
-from lorareg.compress.weights import Factors
 from lorareg.registry.errors import BaseModelError, ContractError, InvalidAdapterError, LayoutMismatchError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter, Layout
@@ -274,7 +274,7 @@ def test_long_samples_are_cut(tiny_model: BaseModel, original: Original) -> None
 
 
 def test_what_a_model_writes_follows_from_seed_and_adapter(tiny_model: BaseModel, original: Original) -> None:
-    from lorareg.compress.distill import self_written
+    from lorareg.compress.contracts.distill import self_written
 
     weights = tiny_model.weights_of(original.layout, original.factors)
     written = [(weights, 3, 9, 0), (weights, 3, 9, 0), (weights, 3, 9, 1), ({}, 3, 9, 0)]
@@ -287,7 +287,7 @@ def test_what_a_model_writes_follows_from_seed_and_adapter(tiny_model: BaseModel
 
 def test_keeping_keys_and_values_changes_nothing_that_is_written(tiny_model: BaseModel, original: Original) -> None:
     torch = pytest.importorskip("torch")
-    from lorareg.compress.distill import self_written
+    from lorareg.compress.contracts.distill import self_written
 
     weights = tiny_model.weights_of(original.layout, original.factors)
     random, tokens = torch.Generator().manual_seed(4), torch.zeros((2, 1), dtype=torch.long)

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress import linear_decoder, plan
-from lorareg.compress.encode import Original, encode
-from lorareg.compress.generator import LATENT_EXPONENT, Generator, pack_generator, predict, unpack_generator
-from lorareg.compress.grid import factor_rows
-from lorareg.compress.linear_basis import Basis, find_basis, find_components, fit_latent, row_weights
-from lorareg.compress.plan import EMPTY, MAX_LINEAR, Members, Planner, draft_of, latent_of
+from lorareg.compress.codec.encode import Original, encode
+from lorareg.compress.factors.weights import Factors, Float64
+from lorareg.compress.generators import linear_decoder
+from lorareg.compress.generators.generator import LATENT_EXPONENT, Generator, pack_generator, predict, unpack_generator
+from lorareg.compress.generators.grid import factor_rows
+from lorareg.compress.generators.linear_basis import Basis, find_basis, find_components, fit_latent, row_weights
+from lorareg.compress.integers.tensors import round_tensor
+from lorareg.compress.planning import plan
+from lorareg.compress.planning.plan import EMPTY, MAX_LINEAR, Members, Planner, draft_of, latent_of
 from lorareg.compress.progress import Silent
-from lorareg.compress.tensors import round_tensor
-from lorareg.compress.weights import Factors, Float64
 from lorareg.registry.errors import InvalidContainerError
 from lorareg.registry.types import Layout
 

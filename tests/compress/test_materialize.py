@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from lorareg.compress import materialize as materialize_module
-from lorareg.compress.contract import CompressOptions
-from lorareg.compress.fidelity import compare_folders
+from lorareg.compress.contracts.contract import CompressOptions
+from lorareg.compress.factors.fidelity import compare_folders
 from lorareg.compress.materialize import materialize
 from lorareg.compress.pipeline import compress
 from lorareg.compress.progress import Silent
-from lorareg.compress.verify import check_encodings
+from lorareg.compress.proofs.verify import check_encodings
 from lorareg.registry.errors import (
     IntegrityError,
     MissingBlobError,
@@ -283,7 +283,7 @@ def test_peft_loads_a_folder_and_computes_with_its_delta(encoded: Registry, tmp_
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    from lorareg.compress.weights import read_weights
+    from lorareg.compress.factors.weights import read_weights
 
     done = materialize(encoded.home, "alpha", tmp_path / "alpha")
     folder = read_folder(done.path)

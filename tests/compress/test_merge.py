@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress.merge import inner_products, merged, truncated
-from lorareg.compress.weights import Factors
+from lorareg.compress.factors.weights import Factors
+from lorareg.compress.tasks.merge import inner_products, merged, truncated
 
 SHAPES = ((10, 2, 12), (3, 2, 7), (1, 2, 9))
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorareg.compress.novel import (
+from lorareg.compress.tasks.novel import (
     Condition,
     cosines,
     judge_novelty,
     predict_mixture,
     similarity_average,
 )
-from lorareg.compress.task_vectors import TextEncoder
+from lorareg.compress.tasks.task_vectors import TextEncoder
 from lorareg.registry.card import card_description
 
 

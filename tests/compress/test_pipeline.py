@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorareg.compress import choose
 from lorareg.compress.materialize import restore_weights
 from lorareg.compress.pipeline import CohortSummary
+from lorareg.compress.planning import choose
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.report import ALONE_BYTES
 from lorareg.registry.store import Registry

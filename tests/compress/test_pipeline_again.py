@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lorareg.compress import pipeline
-from lorareg.compress.contract import CompressOptions
+from lorareg.compress.contracts.contract import CompressOptions
 from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.progress import Silent
-from lorareg.compress.verify import check_encodings
+from lorareg.compress.proofs.verify import check_encodings
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
 from lorareg.registry.types import Encoding
@@ -125,7 +125,7 @@ def test_a_later_adapter_needs_no_training(
     registry: Registry, run: Run, encodings: ByRef, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
-    from lorareg.compress import train
+    from lorareg.compress.generators import train
 
     add_group(registry, *SIX[:4])
     run(registry, arch="slots", steps=3)
@@ -160,7 +160,7 @@ def test_a_checkpoint_is_of_one_share_of_masked_latents(
     registry: Registry, run: Run, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
-    from lorareg.compress import train
+    from lorareg.compress.generators import train
 
     paths = []
 

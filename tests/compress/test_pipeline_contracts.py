@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress import choose
 from lorareg.compress.base_model import gain_retained
+from lorareg.compress.factors.weights import read_weights
 from lorareg.compress.materialize import restore_weights
 from lorareg.compress.pipeline import CohortSummary
-from lorareg.compress.weights import read_weights
+from lorareg.compress.planning import choose
 from lorareg.registry.errors import InvalidAdapterError, LayoutMismatchError
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
@@ -221,7 +221,7 @@ def test_what_was_promised_is_what_decoding_does(
     tiny_layout: Layout,
     make: ModuleType,
 ) -> None:
-    from lorareg.compress.distill import self_written
+    from lorareg.compress.contracts.distill import self_written
 
     factors = make.factors(tiny_layout, zlib.crc32(b"a"), 0.1)  # those of `add_tiny`
     original = tiny_model.weights_of(tiny_layout, factors)
@@ -241,7 +241,7 @@ def test_what_was_promised_is_what_decoding_does(
 def test_an_adapter_that_gains_nothing_stays_lossless(
     registry: Registry, run: Run, encodings: ByRef, add_tiny: AddTiny, tiny_path: Path, tiny_model: Any
 ) -> None:
-    from lorareg.compress.distill import self_written
+    from lorareg.compress.contracts.distill import self_written
 
     adapter = add_tiny(registry, "a", tokens=self_written(tiny_model, {}, 12, 80, 0))  # what the base model says
     summary = run(registry, gain=0.9, base_model=tiny_path)

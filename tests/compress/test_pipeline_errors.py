@@ -12,10 +12,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lorareg.compress import materialize, pipeline, plan
-from lorareg.compress.contract import CompressOptions, Contract
-from lorareg.compress.generator import pack_generator
+from lorareg.compress import materialize, pipeline
+from lorareg.compress.contracts.contract import CompressOptions, Contract
+from lorareg.compress.generators.generator import pack_generator
 from lorareg.compress.pipeline import CohortSummary, compress
+from lorareg.compress.planning import plan
 from lorareg.compress.progress import Silent
 from lorareg.registry.errors import (
     BaseModelError,
@@ -71,8 +72,8 @@ WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
 from pathlib import Path
-from lorareg.compress.contract import Contract
-from lorareg.compress.contract import CompressOptions
+from lorareg.compress.contracts.contract import Contract
+from lorareg.compress.contracts.contract import CompressOptions
 from lorareg.compress.pipeline import compress
 from lorareg.compress.progress import Silent
 from lorareg.registry.errors import MissingExtraError

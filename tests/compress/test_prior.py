@@ -9,9 +9,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lorareg.compress.generator import pack_generator, predict, unpack_generator
-from lorareg.compress.prior import prior_latent
-from lorareg.compress.tensors import IntTensor
+from lorareg.compress.generators.generator import pack_generator, predict, unpack_generator
+from lorareg.compress.generators.prior import prior_latent
+from lorareg.compress.integers.tensors import IntTensor
 from lorareg.registry.errors import LayoutMismatchError, LoraregError
 
 GOLDEN = Path(__file__).parent / "golden" / "slots-prior.generator"

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from lorareg.compress import prune as prune_module
-from lorareg.compress.contract import CompressOptions, Contract
+from lorareg.compress.contracts.contract import CompressOptions, Contract
 from lorareg.compress.materialize import materialize
 from lorareg.compress.pipeline import compress
 from lorareg.compress.progress import Silent
-from lorareg.compress.prune import plan_of, prune
-from lorareg.compress.verify import verify
+from lorareg.compress.proofs import prune as prune_module
+from lorareg.compress.proofs.prune import plan_of, prune
+from lorareg.compress.proofs.verify import verify
 from lorareg.registry import prune as plan_module
 from lorareg.registry import sweep as sweep_module
 from lorareg.registry.errors import OriginalGoneError, RegistryError

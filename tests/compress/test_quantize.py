@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorareg.compress.entropy import DEAD_ZONE, ZERO_TABLE, bit_costs, cheapest_table, reach
-from lorareg.compress.quantize import (
+from lorareg.compress.codec.quantize import (
     PULL,
     RATE_WEIGHT,
     STEP_COUNT,
@@ -18,6 +17,7 @@ from lorareg.compress.quantize import (
     step_of,
     steps_of,
 )
+from lorareg.compress.integers.entropy import DEAD_ZONE, ZERO_TABLE, bit_costs, cheapest_table, reach
 
 
 def test_the_grid_of_steps_is_exact() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lorareg.compress import rate
-from lorareg.compress.rate import TOLERANCES, Budget, encode_to_hold, plan_budget, tolerance_for
+from lorareg.compress.contracts import rate
+from lorareg.compress.contracts.rate import TOLERANCES, Budget, encode_to_hold, plan_budget, tolerance_for
 
 
 def encoded(size: float) -> Any:

@@ -11,11 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorareg.compress.entropy import SCALE_COUNT, ZERO_TABLE, SymbolEncoder, cheapest_table
-from lorareg.compress.generator import predict
-from lorareg.compress.prediction import Prediction
-from lorareg.compress.quantize import STEP_COUNT, dequantise, steps_of
-from lorareg.compress.residual import (
+from lorareg.compress.codec.quantize import STEP_COUNT, dequantise, steps_of
+from lorareg.compress.codec.residual import (
     CORE_UNIT,
     DIRECTION_UNIT,
     MAX_BOOST,
@@ -28,8 +25,11 @@ from lorareg.compress.residual import (
     restore_plain,
     targets,
 )
-from lorareg.compress.residual_payload import SIDE_ARRAYS, pack_residual, unpack_residual
-from lorareg.compress.weights import Factors
+from lorareg.compress.codec.residual_payload import SIDE_ARRAYS, pack_residual, unpack_residual
+from lorareg.compress.factors.weights import Factors
+from lorareg.compress.generators.generator import predict
+from lorareg.compress.generators.prediction import Prediction
+from lorareg.compress.integers.entropy import SCALE_COUNT, ZERO_TABLE, SymbolEncoder, cheapest_table
 from lorareg.registry.errors import InvalidContainerError
 from lorareg.registry.types import Layout
 

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorareg.compress.entropy import SCALE_COUNT, ZERO_TABLE, Int64, SymbolEncoder, cheapest_table
-from lorareg.compress.generator import predict
-from lorareg.compress.quantize import PULL, STEP_COUNT, steps_of
-from lorareg.compress.residual_1 import (
+from lorareg.compress.codec.quantize import PULL, STEP_COUNT, steps_of
+from lorareg.compress.codec.residual_1 import (
     COARSE_BITS,
     FRACTION_BITS,
     Quantised,
@@ -20,6 +18,8 @@ from lorareg.compress.residual_1 import (
     restore_rotation,
     unpack_residual,
 )
+from lorareg.compress.generators.generator import predict
+from lorareg.compress.integers.entropy import SCALE_COUNT, ZERO_TABLE, Int64, SymbolEncoder, cheapest_table
 from lorareg.registry.errors import InvalidContainerError
 
 SHAPE = (3, 1, 4)

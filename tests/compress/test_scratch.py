@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress import linear_basis, scratch
-from lorareg.compress.canonical import COMPARED, group_by_init
-from lorareg.compress.coordinates import Turned, in_coordinates
-from lorareg.compress.encode import Original
-from lorareg.compress.group import Group
-from lorareg.compress.plan import EMPTY, Members, Planner
+from lorareg.compress.codec.encode import Original
+from lorareg.compress.factors import scratch
+from lorareg.compress.factors.canonical import COMPARED, group_by_init
+from lorareg.compress.factors.scratch import parts_of, scratch_arrays
+from lorareg.compress.factors.weights import Factors, write_weights
+from lorareg.compress.generators import linear_basis
+from lorareg.compress.generators.group import Group
+from lorareg.compress.planning.coordinates import Turned, in_coordinates
+from lorareg.compress.planning.plan import EMPTY, Members, Planner
 from lorareg.compress.progress import Silent
-from lorareg.compress.scratch import parts_of, scratch_arrays
-from lorareg.compress.weights import Factors, write_weights
 
 SHAPES = ((40, 2, 48), (24, 2, 48))
 COUNT = 5
@@ -122,8 +123,8 @@ def test_a_basis_is_found_in_parts(make: ModuleType, on_disk: Callable[[], None]
 def test_training_is_the_same_on_disk(
     arch: str, make: ModuleType, on_disk: Callable[[], None], one_thread: None, tmp_path: Path
 ) -> None:
-    train = pytest.importorskip("lorareg.compress.train")
-    checkpoint = pytest.importorskip("lorareg.compress.checkpoint")
+    train = pytest.importorskip("lorareg.compress.generators.train")
+    checkpoint = pytest.importorskip("lorareg.compress.generators.checkpoint")
 
     def trained(name: str) -> Any:
         config = replace(train.PRESETS[arch], steps=2, refine_steps=1, batch_size=3)
@@ -144,7 +145,7 @@ def test_training_is_the_same_on_disk(
 def test_a_cohort_takes_the_memory_of_a_few_adapters(
     make: ModuleType, on_disk: Callable[[], None], tmp_path: Path
 ) -> None:
-    train = pytest.importorskip("lorareg.compress.train")
+    train = pytest.importorskip("lorareg.compress.generators.train")
     layout, count = make.layout(((512, 8, 512),) * 4), 64
 
     def read(index: int) -> bytes:

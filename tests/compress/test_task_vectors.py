@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorareg.compress.task_vectors import TEXT_SIZE, HiddenStateEncoder, TextEncoder, standardised
+from lorareg.compress.tasks.task_vectors import TEXT_SIZE, HiddenStateEncoder, TextEncoder, standardised
 from lorareg.registry.errors import BaseModelError, MissingExtraError
 from lorareg.registry.types import sha256_hex
 
@@ -42,7 +42,7 @@ def test_the_text_encoder_never_changes() -> None:
 @pytest.mark.parametrize("seed", ["0", "4321"])
 def test_text_vectors_are_the_same_in_every_process(seed: str) -> None:
     script = (
-        "import sys; from lorareg.compress.task_vectors import TextEncoder\n"
+        "import sys; from lorareg.compress.tasks.task_vectors import TextEncoder\n"
         "sys.stdout.write(TextEncoder().encode(sys.argv[1], ()).tobytes().hex())"
     )
     ran = subprocess.run(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorareg.compress.entropy import SymbolDecoder, SymbolEncoder
-from lorareg.compress.tensors import IntTensor, get_tensor, put_tensor, quantise_tensor, round_tensor
+from lorareg.compress.integers.entropy import SymbolDecoder, SymbolEncoder
+from lorareg.compress.integers.tensors import IntTensor, get_tensor, put_tensor, quantise_tensor, round_tensor
 
 
 @settings(max_examples=60, deadline=None)

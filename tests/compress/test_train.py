@@ -12,14 +12,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lorareg.compress.checkpoint import Checkpoint  # noqa: E402
-from lorareg.compress.generator import pack_generator, predict, unpack_generator  # noqa: E402
-from lorareg.compress.group import Group  # noqa: E402
-from lorareg.compress.objective import ResidualBits, row_costs, water_level  # noqa: E402
-from lorareg.compress.prior import prior_latent  # noqa: E402
-from lorareg.compress.progress import Silent  # noqa: E402
-from lorareg.compress.tensors import quantise_tensor  # noqa: E402
-from lorareg.compress.train import (  # noqa: E402
+from lorareg.compress.factors.weights import Factors  # noqa: E402
+from lorareg.compress.generators.checkpoint import Checkpoint  # noqa: E402
+from lorareg.compress.generators.generator import pack_generator, predict, unpack_generator  # noqa: E402
+from lorareg.compress.generators.group import Group  # noqa: E402
+from lorareg.compress.generators.objective import ResidualBits, row_costs, water_level  # noqa: E402
+from lorareg.compress.generators.prior import prior_latent  # noqa: E402
+from lorareg.compress.generators.train import (  # noqa: E402
     PRESETS,
     TrainConfig,
     Trained,
@@ -32,7 +31,8 @@ from lorareg.compress.train import (  # noqa: E402
     stacked,
     train_generator,
 )
-from lorareg.compress.weights import Factors  # noqa: E402
+from lorareg.compress.integers.tensors import quantise_tensor  # noqa: E402
+from lorareg.compress.progress import Silent  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +191,7 @@ def test_fitted_latents_are_no_worse_than_none(make: ModuleType, tmp_path: Path)
     blocks = blocks_of(group, "slots")
     objective = objective_of(group, "slots", blocks)
     parameters = {name: torch.from_numpy(t.real.astype(np.float32)) for name, t in trained.generator.tensors.items()}
-    from lorareg.compress.slots_model import draw
+    from lorareg.compress.generators.slots_model import draw
 
     def loss(z: Any) -> float:
         return float(objective(draw(group.layout, parameters, z, stacked(group.conditions)), blocks, slice(None)).sum())
@@ -310,7 +310,7 @@ def test_new_latents_start_at_the_mean_of_the_prior(make: ModuleType, tmp_path: 
 def test_the_divergence_is_that_from_the_prior(make: ModuleType, tmp_path: Path) -> None:
     from torch.distributions import Normal, kl_divergence
 
-    from lorareg.compress.train import _standardised
+    from lorareg.compress.generators.train import _standardised
 
     random = torch.Generator().manual_seed(0)
     mean, log_variance, prior_mean = (torch.randn(3, 4, generator=random) for _ in range(3))

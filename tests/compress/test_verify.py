@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorareg.compress.contract import CompressOptions, Contract
-from lorareg.compress.judge import Judge, Judges
+from lorareg.compress.contracts.contract import CompressOptions, Contract
+from lorareg.compress.contracts.judge import Judge, Judges
 from lorareg.compress.pipeline import compress
 from lorareg.compress.progress import Silent
-from lorareg.compress.verify import Verdict, prove_again, verify
+from lorareg.compress.proofs.verify import Verdict, prove_again, verify
 from lorareg.registry.errors import MissingBlobError, NoCertificateError, OriginalGoneError
 from lorareg.registry.prune import plan
 from lorareg.registry.store import Registry
@@ -38,8 +38,8 @@ def task(registry: Registry, tiny_path: Path, add_tiny: Callable[..., Adapter]) 
 
 def learned(tiny_path: Path, registry: Registry, add_tiny: Callable[..., Adapter]) -> Any:
     """Tokens on which the adapter gains something: those it writes itself."""
-    from lorareg.compress.distill import self_written
-    from lorareg.compress.weights import read_weights
+    from lorareg.compress.contracts.distill import self_written
+    from lorareg.compress.factors.weights import read_weights
     from lorareg.registry.types import Layout
 
     judge = Judges(registry, tiny_path, 0, Silent()).of("tiny/base-model", "--gain")

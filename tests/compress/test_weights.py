@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from lorareg.compress.weights import Factors, read_weights, write_weights
+from lorareg.compress.factors.weights import Factors, read_weights, write_weights
 from lorareg.registry.types import Layout, Slot
 
 DTYPES = ("F32", "F16", "BF16")

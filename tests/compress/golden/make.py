@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorareg.compress.canonical import Coordinates
-from lorareg.compress.codecs import decode
-from lorareg.compress.encode import encode
-from lorareg.compress.generator import pack_generator
+from lorareg.compress.codec.codecs import decode
+from lorareg.compress.codec.encode import encode
+from lorareg.compress.factors.canonical import Coordinates
+from lorareg.compress.generators.generator import pack_generator
 from lorareg.registry.types import sha256_hex
 
 HERE = Path(__file__).parent

@@ -1,0 +1,184 @@
+"""The gate: encoding adapters one after another so that each holds the contract.
+
+Whatever the contract is about, it only chooses the relative error that an adapter is encoded at: the
+coarsest at which the decoded code passes every level that was asked for. What none passes stays lossless.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from lorareg.compress.codec.encode import Draft, Encoded, Original, Tuner, encode
+from lorareg.compress.contracts.contract import Contract
+from lorareg.compress.contracts.forecast import HOPELESS, strain_at_a_glance
+from lorareg.compress.contracts.rate import TOLERANCES, encode_to_hold, plan_budget
+from lorareg.compress.contracts.source import room
+from lorareg.compress.factors.weights import Factors, read_weights
+from lorareg.registry.types import Adapter
+
+if TYPE_CHECKING:
+    from lorareg.compress.contracts.judge import Case, Judge
+
+
+NEWS = 0.3
+"""How far the error at which a search begins moves to where the last one ended, in logarithms.
+
+Adapters differ: to begin right where the last one ended takes a tenth more measurements (`bench/searches.py`).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An adapter to encode, and what a generator contributes to it."""
+
+    adapter: Adapter
+    original: Original
+    draft: Draft | None
+    carried: float = 0.0  # relative error that the original given here has already; see `source`
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An encoding that holds the contract, the tolerance to record, and what was measured besides."""
+
+    encoded: Encoded
+    tolerance: dict[str, float]
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Encoder:
+    """Encodes adapters one after another; the search for the next begins nearer to where the last one ended."""
+
+    contract: Contract
+    relative_error: float  # asked of each adapter; where the contract is about behaviour, the first to try
+    judge: Judge | None = None  # where the contract is about behaviour, or distilling was asked for
+    step: float | None = None
+
+    def encode_all(self, candidates: Sequence[Candidate], budget_bytes: float | None) -> Iterator[Kept]:
+        """One result a candidate, in order. `budget_bytes` is what their codes may take together."""
+        if budget_bytes is not None:
+            yield from self._within_budget(candidates, budget_bytes)
+            return
+        for candidate in candidates:
+            if self.contract.behaves:
+                yield self._behaving(candidate)
+            else:
+                yield self._close(candidate)
+
+    def _within_budget(self, candidates: Sequence[Candidate], budget_bytes: float) -> Iterator[Kept]:
+        budget = plan_budget(
+            [c.original for c in candidates],
+            [c.draft for c in candidates],
+            budget_bytes,
+            self.relative_error,
+            tuned=self.contract.distill,
+        )
+        for candidate in candidates:
+            tolerance = budget.next_tolerance()
+            encoded = self._encode(candidate, tolerance, self._tuner(candidate))
+            budget.spend(len(encoded.code), tolerance)
+            yield Kept(encoded, self._recorded(encoded))
+
+    def _close(self, candidate: Candidate) -> Kept:
+        """The cheapest code within the tolerance, what is carried already included."""
+        carried, tolerance = candidate.carried, {**self.contract.asked, "relative_error": self.relative_error}
+        encoded = self._encode(candidate, room(self.relative_error, carried), None)
+        if not carried:
+            return Kept(encoded, tolerance)
+        bound = carried + encoded.fidelity.relative_error * (1 + carried)
+        return Kept(encoded, tolerance, {"relative_error": bound, "carried_error": carried, "exact": False})
+
+    def _behaving(self, candidate: Candidate) -> Kept:
+        """The coarsest code found that holds every level of the contract, or the file itself."""
+        assert self.judge is not None
+        contract, original = self.contract, candidate.original
+        levels = [_glance_level(self.judge, candidate, contract)]
+        if contract.kl is not None:
+            levels.append(_divergence_level(self.judge, candidate, contract.kl))
+        if contract.gain is not None:
+            case = self.judge.case(candidate.adapter, original)
+            if not case.loss_original < case.loss_base:
+                return self._lossless(
+                    original, f"the adapter gains nothing on its {case.text}, so no gain can be retained"
+                )
+            levels.append(_gain_level(self.judge, case, contract.gain))
+        tuner, measured = self._tuner(candidate), dict[int, dict[str, Any]]()
+
+        def strain(encoded: Encoded) -> float:
+            restored = read_weights(encoded.output, original.layout)
+            found = measured[id(encoded)] = {}
+            used = 0.0
+            for level in levels:
+                if used <= 1:  # what fails one level need not be measured at a dearer one
+                    one, figures = level(restored)
+                    used = one if math.isnan(one) else max(used, one)
+                    found.update(figures)
+            return used
+
+        coarsest = TOLERANCES[1] if contract.tolerance is None else contract.tolerance
+        best = encode_to_hold(lambda t: self._encode(candidate, t, tuner), strain, self.relative_error, coarsest)
+        if best is None:
+            return self._lossless(original, "no residual that was tried holds the contract")
+        encoded, found = best
+        self.relative_error *= (found / self.relative_error) ** NEWS
+        return Kept(encoded, self._recorded(encoded), measured[id(encoded)])
+
+    def _encode(self, candidate: Candidate, tolerance: float, tuner: Tuner | None) -> Encoded:
+        original, draft = candidate.original, candidate.draft
+        encoded = encode(original, draft, tolerance, self.step, tuner)
+        if draft is not None and draft.loaded.generator.coordinates != "shared":
+            # Only a shared initialisation makes it certain that a prediction helps.
+            alone = encode(original, None, tolerance, self.step, tuner)
+            encoded = min(encoded, alone, key=lambda one: len(one.code))
+        self.step = encoded.step or self.step
+        return encoded
+
+    def _tuner(self, candidate: Candidate) -> Tuner | None:
+        if not self.contract.distill:
+            return None
+        assert self.judge is not None
+        return self.judge.distiller(candidate.adapter, candidate.original)
+
+    def _recorded(self, encoded: Encoded) -> dict[str, float]:
+        """The tolerance to record: where no error was asked for, what it came to."""
+        return {"relative_error": encoded.fidelity.relative_error, **self.contract.asked}
+
+    def _lossless(self, original: Original, reason: str) -> Kept:
+        """An adapter whose behaviour nothing but its own bytes keeps."""
+        encoded = replace(encode(original, None, 0.0), reason=reason)
+        return Kept(encoded, self._recorded(encoded))
+
+
+Level = Callable[[Sequence[Factors]], tuple[float, dict[str, Any]]]
+"""Of restored factors: what they lose of what they may lose (up to 1 holds), and the figures to record."""
+
+
+def _glance_level(judge: Judge, candidate: Candidate, contract: Contract) -> Level:
+    """What leaves out the candidates that are hopeless at a glance. It lets all others pass, whatever it forecasts."""
+    glance = judge.glance(candidate.adapter, candidate.original)
+
+    def measure(restored: Sequence[Factors]) -> tuple[float, dict[str, Any]]:
+        forecast = strain_at_a_glance(glance.divergence(restored), glance.base_kl, contract.kl, contract.gain)
+        return (forecast if forecast > HOPELESS else 0.0), {}
+
+    return measure
+
+
+def _divergence_level(judge: Judge, candidate: Candidate, allowed: float) -> Level:
+    def measure(restored: Sequence[Factors]) -> tuple[float, dict[str, Any]]:
+        found = judge.divergence(candidate.adapter, candidate.original, restored)
+        return float(found["kl_divergence"]) / allowed, dict(found)
+
+    return measure
+
+
+def _gain_level(judge: Judge, case: Case, wanted: float) -> Level:
+    def measure(restored: Sequence[Factors]) -> tuple[float, dict[str, Any]]:
+        found = judge.gain(case, restored)
+        return (1 - float(found["gain_retained"])) / (1 - wanted), dict(found)
+
+    return measure
