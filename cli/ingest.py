@@ -14,6 +14,7 @@ from lorareg.cli.options import AsJson, Home, Quiet
 from lorareg.cli.output import MISSING, Output, Table, format_bytes
 from lorareg.cli.progress import progress
 from lorareg.registry.errors import InvalidAdapterError, LoraregError, PartialIngestError
+from lorareg.registry.types import DIFFUSERS_FILE, LONE_SUFFIX
 
 if TYPE_CHECKING:
     from lorareg.compress.progress import Reporter
@@ -32,14 +33,18 @@ class Line:
     outcome: str
     original_bytes: int | None
     reason: str | None
+    note: str = ""
 
 
 def task_name(root: Path, folder: Path) -> str:
-    """The name of the adapter in `folder`, found under `root`.
+    """The name of the adapter in `folder`, found under `root`; a lone file stands for a folder of its name.
 
     The folder's own name when `root` is the adapter; else its path below `root`, where the last part
     is the task and the parts before it, joined with dots, its namespace.
     """
+    if folder.suffix == LONE_SUFFIX and not folder.is_dir():
+        named = folder.parent if folder.name == DIFFUSERS_FILE else folder.with_suffix("")
+        folder, root = named, (named if root == folder else root)
     parts = folder.relative_to(root).parts
     if not parts:
         return folder.resolve().name
@@ -70,6 +75,7 @@ def _ingest_all(
     found: list[tuple[Path, Path | LoraregError]],
     name: str | None,
     description: str | None,
+    base_model: str | None,
     reporter: Reporter,
     lines: list[Line],
 ) -> list[LoraregError]:
@@ -81,7 +87,9 @@ def _ingest_all(
     from lorareg.registry.ingest import IngestRequest
 
     folders = [(root, folder) for root, folder in found if isinstance(folder, Path)]
-    requests = [IngestRequest(folder, name or task_name(root, folder), description) for root, folder in folders]
+    requests = [
+        IngestRequest(folder, name or task_name(root, folder), description, base_model) for root, folder in folders
+    ]
     outcomes = registry.ingest_each(requests)
     waiting = iter(requests)
     refusals: list[LoraregError] = []
@@ -103,7 +111,7 @@ def _ingest_all(
             else:
                 adapter = outcome.adapter
                 size = adapter.original_bytes
-                lines.append(Line(str(folder), adapter.name, adapter.version, outcome.kind, size, None))
+                lines.append(Line(str(folder), adapter.name, adapter.version, outcome.kind, size, None, outcome.note))
         reporter.advance()
     reporter.finish()
     return refusals
@@ -120,7 +128,7 @@ def _show(output: Output, lines: list[Line]) -> None:
             line.name if line.version is None else f"{line.name}@{line.version}",
             line.outcome,
             MISSING if line.original_bytes is None else format_bytes(line.original_bytes),
-            line.reason or line.path,
+            line.reason or (f"{line.path} ({line.note})" if line.note else line.path),
         )
         for line in lines
     ]
@@ -136,16 +144,20 @@ def _show(output: Output, lines: list[Line]) -> None:
 
 
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Adapter folders, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Adapter folders, files, or folders of them.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the one adapter found: TASK or NS/TASK.")] = None,
     description: Annotated[
         str | None, typer.Option("--description", help="What the task is; default: the text of the model card.")
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="NAME", help="What a lone file was trained on, where it does not say so."),
     ] = None,
     home: Home = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take in PEFT adapters.
+    """Take in adapters of PEFT, diffusers and kohya-ss.
 
     Finds them in PATH and in all folders below. The model card tells the task, unless --description does.
 
@@ -167,7 +179,7 @@ def ingest(
     with Registry.open(home, create=True) as registry, progress(output) as reporter:
         lines: list[Line] = []
         try:
-            refusals = _ingest_all(registry, found, name, description, reporter, lines)
+            refusals = _ingest_all(registry, found, name, description, base_model, reporter, lines)
         except OSError:
             _show(output, lines)
             raise

@@ -107,9 +107,17 @@ class BaseModel:
         """An adapter as `adapted` and `loss` take it.
 
         Raises:
-            LayoutMismatchError: the model has no module of that name or shape.
+            LayoutMismatchError: the model has no module of that name or shape, or the factors are not all there is.
         """
         import torch
+
+        if not layout.is_linear:
+            raise LayoutMismatchError(
+                what="What the base model does with this adapter",
+                found="tensors beside the factors of linear layers",
+                expected="those alone",
+                remedy="Hold it to the error of its weights: --tolerance weight=0.2.",
+            )
 
         known = dict(self.model.named_modules())
         weights = {}

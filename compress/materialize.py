@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from lorareg.compress.codec.codecs import LoadedGenerator, decode
+from lorareg.compress.codec.extras import Extras, unpack_extras
 from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.reader import Reader
+from lorareg.registry.single_file import file_name_of
 from lorareg.registry.types import (
     CARD_FILE,
     CONFIG_FILE,
     EVAL_FILE,
     EVAL_SUMMARY_FILE,
+    EXTRAS_FOLDER,
     SAMPLES_FILE,
     WEIGHTS_FILE,
     Adapter,
@@ -66,10 +69,12 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) 
     with Reader(home) as reader:
         adapter = reader.adapter(ref)
         target = out if out is not None else Path(adapter.name.rpartition("/")[2])
-        expect_free(target, force)
+        config = reader.read_file(adapter, CONFIG_FILE)
+        lone_name = file_name_of(json.loads(config))
+        expect_free(target, force, lone_name)
         encoding = reader.encoding(adapter.id)
         weights = restore_weights(reader, adapter, encoding)
-        files = {CONFIG_FILE: reader.read_file(adapter, CONFIG_FILE), WEIGHTS_FILE: weights}
+        files = {lone_name: weights} if lone_name else {CONFIG_FILE: config, WEIGHTS_FILE: weights}
         card = _card(reader, adapter, encoding)
         if card is not None:
             files[CARD_FILE] = card
@@ -125,9 +130,21 @@ def restore_weights(lookup: Lookup, adapter: Adapter, encoding: Encoding | NewEn
         row = lookup.generator(encoding.generator_id)
         loaded = LoadedGenerator.from_bytes(lookup.blobs.get(row.sha256), row.sha256, layout)
     what = f"Adapter {adapter.ref!r}"
-    output = decode(lookup.blobs.get(encoding.sha256), layout, loaded, what)
+    extras = restore_extras(lookup, adapter, layout) if encoding.tier != "lossless" else None
+    output = decode(lookup.blobs.get(encoding.sha256), layout, loaded, what, extras)
     expect_output(output, encoding, what)
     return output
+
+
+def restore_extras(lookup: Lookup, adapter: Adapter, layout: Layout) -> Extras:
+    """What an adapter that has a code has beside factors.
+
+    Raises:
+        IntegrityError: stored bytes are damaged or missing.
+    """
+    kept = [file for file in lookup.files(adapter) if file.path.startswith(EXTRAS_FOLDER)]
+    files = {file.path: lookup.blobs.get(file.sha256) for file in kept}
+    return unpack_extras(files, layout, f"Adapter {adapter.ref!r}")
 
 
 def expect_output(output: bytes, encoding: Encoding | NewEncoding, what: str) -> None:
@@ -146,8 +163,8 @@ def expect_output(output: bytes, encoding: Encoding | NewEncoding, what: str) ->
         )
 
 
-def expect_free(target: Path, force: bool) -> None:
-    """Nothing is at `target`, or an adapter's folder that may be replaced.
+def expect_free(target: Path, force: bool, lone_name: str | None = None) -> None:
+    """Nothing is at `target`, or an adapter's folder that may be replaced; `lone_name` is its file's, if it is one.
 
     Raises:
         OutputExistsError: something is there and `force` was not given.
@@ -159,7 +176,8 @@ def expect_free(target: Path, force: bool) -> None:
         raise OutputExistsError(path=target)
     if target.is_symlink() or not target.is_dir():
         raise OutputInUseError(path=target, found="something that is not a folder")
-    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ADAPTER_FILES or entry.is_dir())
+    own = ADAPTER_FILES | {lone_name}
+    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in own or entry.is_dir())
     if foreign:
         raise OutputInUseError(path=target, found=repr(foreign[0]))
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from lorareg.compress.codec.codecs import LoadedGenerator
 from lorareg.compress.codec.encode import Draft
-from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions
+from lorareg.compress.codec.extras import pack_extras
+from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
 from lorareg.compress.contracts.gate import Candidate, Encoder, Kept
 from lorareg.compress.contracts.judge import Judge, Judges
 from lorareg.compress.contracts.source import Source, refusal, source_of
@@ -93,7 +94,8 @@ def compress(
     judges = Judges(registry, options.base_model, options.seed, reporter)
     summaries = []
     for cohort in chosen:
-        judge = judges.of(cohort.base_model, options.model_option) if options.needs_model else None
+        asks_model = options.needs_model and Layout.from_json(cohort.layout).is_linear
+        judge = judges.of(cohort.base_model, options.model_option) if asks_model else None
         summaries.append(_CohortRun(registry, cohort, options, judge, reporter).run())
     return summaries
 
@@ -107,6 +109,8 @@ class _CohortRun:
         self.registry, self.cohort, self.options = registry, cohort, options
         self.contract, self.judge, self.reporter = options.contract, judge, reporter
         self.layout = Layout.from_json(cohort.layout)
+        if not self.layout.slots:
+            self.contract, self.options = Contract(tolerance=0.0), replace(options, arch=NONE)
         self.tolerance = self.contract.planned_error
         self.vectors = TaskVectors(registry, options.base_model, reporter)
         self.messages: list[str] = []
@@ -115,6 +119,14 @@ class _CohortRun:
         """Encode what needs it and sum up."""
         adapters = self.registry.adapters(cohort_id=self.cohort.id)
         current = {encoding.adapter_id: encoding for encoding in self.registry.encodings(self.cohort.id)}
+        if self.options.needs_model and self.judge is None and self.layout.slots:
+            self.messages.append(
+                "left as it is: what the model does with it depends on more than the factors of linear layers, so only "
+                "their error can be promised; --tolerance weight=0.2 codes it"
+            )
+            return self._summary(adapters, 0)
+        if not self.layout.slots and adapters:
+            self.messages.append("nothing in it is a factor of LoRA, so it is kept exactly")
         too_large = any(self._exceeds_cap(encoding) for encoding in current.values())
         if not self.contract.asked and (self.options.retrain or too_large):
             # Nobody asked for a coarser contract than the tightest one given before.
@@ -257,7 +269,7 @@ class _CohortRun:
         """Choose a generator, store it if there is one, encode."""
         alone = self.options.arch == NONE or self.tolerance == 0 or len(tasks) < 2
         conditions, plan, choice = [EMPTY] * len(tasks), ALONE, None
-        if len(tasks) < 2:
+        if len(tasks) < 2 and self.layout.slots:
             self.messages.append(f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter")
         if not alone:
             if trains_network(self.options.arch, len(tasks)) or self.options.base_model is None:
@@ -354,7 +366,10 @@ class _CohortRun:
             )
 
     def _record(self, source: Source, kept: Kept, record: GeneratorRecord | None) -> None:
-        """Store the code, decode it from the store, only then make it the adapter's encoding, and certify it."""
+        """Store the code, decode it from the store, only then make it the adapter's encoding, and certify it.
+
+        What the weights file has beside factors is stored first: it is the adapter's, whatever codes it has.
+        """
         encoded, adapter = kept.encoded, source.adapter
         reason = {"reason": encoded.reason} if encoded.reason else {}
         new = NewEncoding(
@@ -369,6 +384,8 @@ class _CohortRun:
             tolerance=kept.tolerance,
             fidelity={**encoded.fidelity.to_dict(), **kept.measured, **reason},
         )
+        if encoded.codec.tier != "lossless":
+            self.registry.put_files(adapter, pack_extras(source.original.extras, self.layout))
         output = restore_weights(self.registry, adapter, new)
         factors = source.original.factors  # read before the code they may come from is superseded
         encoding = self.registry.record_encoding(new)
@@ -406,6 +423,8 @@ class _CohortRun:
 
 def _groups(tasks: Sequence[Source]) -> list[list[Source]]:
     """Tasks that share their initialisation together, and all that share it with no other in one more group."""
+    if not tasks or not tasks[0].original.layout.slots:
+        return [list(tasks)] if tasks else []
     groups = [[tasks[index] for index in group] for group in group_by_init(t.original.factors for t in tasks)]
     alone = [group[0] for group in groups if len(group) == 1]
     return [group for group in groups if len(group) > 1] + ([alone] if alone else [])

@@ -11,6 +11,7 @@ MARK_START, MARK_END = "<!-- lorareg: reconstructed -->", "<!-- lorareg: end of 
 NOVEL_START = "<!-- lorareg: novel -->"
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+_BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?(?P<name>[^\n\[]+)$", re.MULTILINE)
 _MARK = re.compile(rf"{MARK_START}\n.*?{MARK_END}\n+", re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^(```|~~~).*?(?:^\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
@@ -29,6 +30,13 @@ def card_description(card: str) -> str:
         if lines and not underlined and not _NOT_PROSE.match(lines[0]):
             return tidy_description(" ".join(lines))
     return ""
+
+
+def card_base_model(card: str) -> str:
+    """The first base model that a card's front matter names; else ''."""
+    matter = _FRONT_MATTER.match(card.removeprefix("\ufeff").replace("\r\n", "\n"))
+    found = _BASE_MODEL.search(matter[0]) if matter else None
+    return found["name"].strip().strip("\"'") if found else ""
 
 
 def tidy_description(text: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from lorareg.registry.schema import AdapterFileRow, AdapterRow, Base, CohortRow,
 from lorareg.registry.types import (
     CARD_FILE,
     CONFIG_FILE,
+    EXTRAS_FOLDER,
     SAMPLES_FILE,
     WEIGHTS_FILE,
     Adapter,
@@ -44,11 +46,12 @@ _SHORT_DIGEST_CHARS = 6
 
 @dataclass(frozen=True, slots=True)
 class IngestRequest:
-    """A folder to take in; without a description, its card's."""
+    """An adapter to take in; without a description, its card's, without a base model, what it says itself."""
 
     path: Path
     name: str
     description: str | None = None
+    base_model: str | None = None  # of a lone file
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class IngestOutcome:
 
     kind: OutcomeKind
     adapter: Adapter
+    note: str = ""  # why nothing of it can be coded, where that is so
 
 
 def store_files(blobs: BlobStore, folder: PeftFolder) -> dict[str, StagedBlob]:
@@ -68,7 +72,10 @@ def store_files(blobs: BlobStore, folder: PeftFolder) -> dict[str, StagedBlob]:
     with blobs.staging() as staging:
         staged = {}
         for file in folder.files:
-            blob = staging.add_file(folder.path / file.path, file.max_bytes)
+            if file.data is not None:
+                blob = staging.add_bytes(file.data)
+            else:
+                blob = staging.add_file(file.source, file.max_bytes)
             verify_copy(folder, file, blob.path, blob.sha256)
             staged[validate_relative_path(file.path)] = blob
         staging.publish()
@@ -102,7 +109,8 @@ def record_adapter(
     session.add(row)
     session.flush()
     session.add_all(_file_row(row.id, path, blob) for path, blob in stored.items())
-    return IngestOutcome("version" if versions else "new", adapter_record(row))
+    note = f"kept exactly: {folder.opaque}" if folder.opaque else ""
+    return IngestOutcome("version" if versions else "new", adapter_record(row), note)
 
 
 def adapter_digest(digests: dict[str, str]) -> str:
@@ -111,8 +119,10 @@ def adapter_digest(digests: dict[str, str]) -> str:
 
 
 def cohort_name(base_model: str, layout: Layout, rank: int, digest: str) -> str:
-    """A readable name: base model, rank, initials of the adapted layers, start of a digest."""
+    """A readable name: base model, rank and initials of the adapted layers (or "opaque"), start of a digest."""
     base = re.sub(r"[^a-z0-9]+", "-", base_model.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")[:48] or "model"
+    if not layout.slots:
+        return f"{base}-opaque-{digest}"
     layers = sorted({module.rsplit(".", 1)[-1] for module in layout.modules})
     initials = re.sub(r"[^a-z0-9]", "", "".join(layer[0].lower() for layer in layers))[:8] or "x"
     return f"{base}-r{rank}-{initials}-{digest}"
@@ -158,14 +168,10 @@ def describe_adapter(session: Session, row: AdapterRow, description: str) -> Non
     session.execute(delete(TaskVectorRow).where(TaskVectorRow.adapter_id == row.id))
 
 
-def _record_files(session: Session, adapter_id: int, stored: dict[str, StagedBlob]) -> set[str]:
-    """Make the adapter's file rows say what was stored; return the paths that are new, other or gone."""
-    rows = {
-        row.path: row for row in session.scalars(select(AdapterFileRow).where(AdapterFileRow.adapter_id == adapter_id))
-    }
-    changed = {path for path in rows.keys() | stored.keys() if path not in stored or path not in rows}
-    for path in rows.keys() - stored.keys():
-        session.delete(rows[path])
+def put_file_rows(session: Session, adapter_id: int, stored: Mapping[str, StagedBlob]) -> set[str]:
+    """Make the rows of these files say what was stored; return the paths that are new or other."""
+    rows = _file_rows(session, adapter_id)
+    changed = stored.keys() - rows.keys()
     for path, blob in stored.items():
         if path not in rows:
             session.add(_file_row(adapter_id, path, blob))
@@ -173,6 +179,20 @@ def _record_files(session: Session, adapter_id: int, stored: dict[str, StagedBlo
             rows[path].sha256, rows[path].size_bytes = blob.sha256, blob.size_bytes
             changed.add(path)
     return changed
+
+
+def _record_files(session: Session, adapter_id: int, stored: dict[str, StagedBlob]) -> set[str]:
+    """Make the adapter's file rows say what was ingested; return the paths that are new, other or gone."""
+    rows = _file_rows(session, adapter_id)
+    gone = {path for path in rows.keys() - stored.keys() if not path.startswith(EXTRAS_FOLDER)}
+    for path in gone:
+        session.delete(rows[path])
+    return gone | put_file_rows(session, adapter_id, stored)
+
+
+def _file_rows(session: Session, adapter_id: int) -> dict[str, AdapterFileRow]:
+    mine = select(AdapterFileRow).where(AdapterFileRow.adapter_id == adapter_id)
+    return {row.path: row for row in session.scalars(mine)}
 
 
 def _file_row(adapter_id: int, path: str, blob: StagedBlob) -> AdapterFileRow:

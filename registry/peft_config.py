@@ -1,4 +1,4 @@
-"""What `adapter_config.json` promises, checked: only plain LoRA on linear layers passes.
+"""What `adapter_config.json` promises, checked.
 
 The factor by which PEFT multiplies B @ A is found as PEFT finds it (`get_pattern_key` in
 `peft/utils/other.py`, `update_layer` in `peft/tuners/lora/layer.py`): `alpha / r`, or
@@ -25,18 +25,24 @@ MAX_PATTERN_QUANTIFIERS = 2
 """A pattern of k quantifiers may take n^(k+1) steps on a name of n characters; it comes from a stranger."""
 MAX_PATTERN_MATCHES = 4_000_000
 
-_UNSUPPORTED_FIELDS = {
-    "use_dora": "DoRA, whose magnitudes are not a product of two factors",
-    "lora_bias": "trained LoRA biases",
-    "modules_to_save": "whole modules saved beside the LoRA (modules_to_save)",
-    "trainable_token_indices": "trained token embeddings (trainable_token_indices)",
-    "target_parameters": "LoRA on bare parameters (target_parameters)",
+_OPAQUE_FIELDS = {
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
+    "velora_config": "VeLoRA",
 }
-_RETRAIN_REMEDY = "Merge or retrain it as a plain LoRA on linear layers"
+"""Variants of LoRA whose update is not, or not only, the product of two factors."""
+
+_BESIDE_FIELDS = {
+    "use_dora": "magnitudes",
+    "lora_bias": "biases of factors",
+    "modules_to_save": "whole modules",
+    "trainable_token_indices": "token embeddings",
+    "target_parameters": "bare parameters",
+}
+"""Fields that announce tensors beside the factors; see `peft_layout`."""
+
 _EDIT_REMEDY = "Correct adapter_config.json, or save the adapter again with PEFT."
 
 
@@ -49,6 +55,9 @@ class LoraConfig:
     rank: int
     alpha: float
     rslora: bool
+    opaque: str  # why it has no factors that can be coded; empty where it has
+    beside: frozenset[str]  # kinds of tensors that it may have beside factors
+    modules_to_save: tuple[str, ...]
     rank_patterns: tuple[tuple[re.Pattern[str], int], ...]
     alpha_patterns: tuple[tuple[re.Pattern[str], float], ...]
 
@@ -78,7 +87,7 @@ def parse_config(path: Path, data: bytes) -> tuple[dict[str, Any], LoraConfig]:
 
     Raises:
         InvalidAdapterError: it is malformed or incomplete.
-        UnsupportedAdapterError: it describes more than a plain LoRA.
+        UnsupportedAdapterError: it names no peft_type.
     """
     try:
         config = parse_json(data)
@@ -86,13 +95,31 @@ def parse_config(path: Path, data: bytes) -> tuple[dict[str, Any], LoraConfig]:
         raise InvalidAdapterError(path=path, reason=f"it is not valid JSON: {error}", remedy=_EDIT_REMEDY) from error
     if not isinstance(config, dict):
         _refuse(path, f"it holds a {type(config).__name__}, not an object", _EDIT_REMEDY)
-    _check_supported(path, config)
-    checked = LoraConfig(
+    base_model, opaque = _base_model(path, config.get("base_model_name_or_path")), _opaque(path, config)
+    if opaque:
+        return config, LoraConfig(path, base_model, 0, 0.0, False, opaque, frozenset(), (), (), ())
+    return config, _lora_config(path, base_model, config)
+
+
+def scaling_config(path: Path, fields: Mapping[str, Any]) -> LoraConfig:
+    """The config of a LoRA that is kept elsewhere than in a file of its own, for its ranks and scales.
+
+    Raises:
+        InvalidAdapterError: it is malformed or incomplete.
+    """
+    return _lora_config(path, "", fields)
+
+
+def _lora_config(path: Path, base_model: str, config: Mapping[str, Any]) -> LoraConfig:
+    return LoraConfig(
         path=path,
-        base_model=_base_model(path, config.get("base_model_name_or_path")),
+        base_model=base_model,
         rank=_rank(path, "r", config.get("r")),
         alpha=_alpha(path, "lora_alpha", config.get("lora_alpha")),
         rslora=_flag(path, "use_rslora", config.get("use_rslora")),
+        opaque="",
+        beside=_beside(path, config),
+        modules_to_save=_names(path, "modules_to_save", config.get("modules_to_save")),
         rank_patterns=tuple(
             (pattern, _rank(path, f"rank_pattern[{pattern.pattern!r}]", value))
             for pattern, value in _patterns(path, "rank_pattern", config.get("rank_pattern"))
@@ -102,26 +129,37 @@ def parse_config(path: Path, data: bytes) -> tuple[dict[str, Any], LoraConfig]:
             for pattern, value in _patterns(path, "alpha_pattern", config.get("alpha_pattern"))
         ),
     )
-    return config, checked
 
 
-def _check_supported(path: Path, config: Mapping[str, Any]) -> None:
+def _opaque(path: Path, config: Mapping[str, Any]) -> str:
+    """Why nothing in the adapter can be coded; empty for a LoRA."""
     peft_type = config.get("peft_type")
-    if peft_type != "LORA":
-        raise UnsupportedAdapterError(
-            path=path, reason=f"peft_type is {str(peft_type)[:40]!r}, not 'LORA'", remedy=f"{_RETRAIN_REMEDY}."
-        )
-    if config.get("bias", "none") not in ("none", None):
+    if not isinstance(peft_type, str) or not re.fullmatch(r"[A-Z0-9_]{1,40}", peft_type):
         raise UnsupportedAdapterError(
             path=path,
-            reason=f"it trained biases (bias={str(config['bias'])[:40]!r})",
-            remedy=f"{_RETRAIN_REMEDY}, with bias='none'.",
+            reason=f"peft_type is {str(peft_type)[:40]!r}, not one of PEFT's, such as 'LORA'",
+            remedy=_EDIT_REMEDY,
         )
-    for name, what in _UNSUPPORTED_FIELDS.items():
-        if config.get(name):
-            raise UnsupportedAdapterError(
-                path=path, reason=f"it uses {what}, which is not supported yet", remedy=f"{_RETRAIN_REMEDY}."
-            )
+    if peft_type != "LORA":
+        return f"peft_type is {peft_type}"
+    return next((f"it is {what}" for name, what in _OPAQUE_FIELDS.items() if config.get(name)), "")
+
+
+def _beside(path: Path, config: Mapping[str, Any]) -> frozenset[str]:
+    """The kinds of tensors that the config announces beside the factors."""
+    bias = config.get("bias") or "none"
+    if bias not in ("none", "all", "lora_only"):
+        _refuse(path, f"bias is {str(bias)[:40]!r}, not 'none', 'all' or 'lora_only'", _EDIT_REMEDY)
+    announced = {kind for name, kind in _BESIDE_FIELDS.items() if config.get(name)}
+    return frozenset({"embedding layers", *announced, *(["biases of layers"] if bias != "none" else [])})
+
+
+def _names(path: Path, name: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        _refuse(path, f"{name} is {str(value)[:40]!r}, not a list of names", _EDIT_REMEDY)
+    return tuple(value)
 
 
 def _base_model(path: Path, value: object) -> str:

@@ -1,6 +1,6 @@
-"""PEFT folders: finding them, and deciding from headers and config alone whether to take one in.
+"""Adapters on disk: finding them, and deciding from headers and config alone whether to take one in.
 
-`read_folder` reads no weights. `verify_copy` runs on the staged copy, so that what was checked is
+`read_adapter` reads no weights but single numbers. `verify_copy` runs on the staged copy, so that what was checked is
 what is kept even if the folder is being written to: the same header again, and finite weights.
 
 Taken from a folder are the files named in `types` and no others; links and FIFOs are refused, hard
@@ -11,34 +11,45 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lorareg.registry.card import card_description
 from lorareg.registry.errors import InvalidAdapterError, UnsupportedAdapterError
 from lorareg.registry.files import read_capped
 from lorareg.registry.names import natural_key
-from lorareg.registry.peft_config import LoraConfig, parse_config
-from lorareg.registry.safetensors_header import Header, TensorInfo, read_header
+from lorareg.registry.peft_config import parse_config
+from lorareg.registry.peft_layout import peft_layout
+from lorareg.registry.safetensors_header import Header, read_header
+from lorareg.registry.single_file import (
+    alpha_names,
+    base_model_of,
+    dump_record,
+    format_of,
+    format_record,
+    is_file_name,
+    read_scalars,
+    single_file_layout,
+)
 from lorareg.registry.strict_json import parse_json
 from lorareg.registry.types import (
     CARD_FILE,
     CONFIG_FILE,
+    DIFFUSERS_FILE,
     EVAL_FILE,
     EVAL_SUMMARY_FILE,
+    LONE_SUFFIX,
     SAMPLES_FILE,
     WEIGHTS_FILE,
     Layout,
-    Slot,
     sha256_hex,
 )
 
 PICKLE_FILES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-KEY_PREFIX = "base_model.model."
+NO_ALPHAS: Mapping[str, float] = MappingProxyType({})
 MAX_FILE_BYTES = {
     CONFIG_FILE: 1 << 20,
     CARD_FILE: 1 << 20,
@@ -47,8 +58,16 @@ MAX_FILE_BYTES = {
     EVAL_FILE: 64 << 20,
 }
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-_EXPONENT_MASK = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+_NOT_FINITE = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("<u1", 0x7C),
+    "F8_E4M3": ("<u1", 0x7F),  # this one has no infinity, and one NaN
+}
+"""The bits that a NaN or infinity has set, all of them."""
+
 _CHECK_BYTES = 1 << 20
 _SAVE_REMEDY = "Save the adapter again with PEFT."
 
@@ -57,9 +76,11 @@ _SAVE_REMEDY = "Save the adapter again with PEFT."
 class FolderFile:
     """A file to take in. `sha256` is of the bytes that were validated, None where only the header was read."""
 
-    path: str
+    path: str  # what the adapter's file is called in the registry
+    source: Path
     max_bytes: int | None
     sha256: str | None
+    data: bytes | None = None  # of a file that is made up for the adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +91,72 @@ class PeftFolder:
     config: dict[str, Any]
     base_model: str
     layout: Layout
-    rank: int  # the largest, where patterns give modules different ranks
+    rank: int  # the largest, where patterns give modules different ranks; 0 without factors
     description: str
     header: Header
     files: tuple[FolderFile, ...]
+    opaque: str  # why it has no factors that can be coded; empty where it has
+    alphas: Mapping[str, float]  # what scales were worked out from, where that is in the weights file
 
 
 def find_adapters(path: Path) -> list[Path]:
-    """Folders at or under `path` that hold adapter files, in natural order; broken ones are among them.
+    """Folders and lone files at or under `path` that are adapters, in natural order; broken ones are among them.
 
     Hidden folders and links to folders are not entered; a folder that cannot be listed counts as
     found, so that reading it reports why.
 
     Raises:
-        InvalidAdapterError: `path` is not a folder.
+        InvalidAdapterError: `path` is neither a folder nor a safetensors file.
     """
+    if path.is_file() and path.suffix == LONE_SUFFIX:
+        return [path]
     if not path.is_dir():
-        reason = "it is not a folder" if path.exists() else "there is no such folder"
+        reason = "it is neither a folder nor a safetensors file" if path.exists() else "there is no such folder"
         raise InvalidAdapterError(path=path, reason=reason, remedy="Name a PEFT folder, or a folder that holds some.")
     return sorted(_walk(path), key=lambda found: natural_key(found.as_posix()))
+
+
+def read_adapter(path: Path, base_model: str | None = None) -> PeftFolder:
+    """Validate an adapter, a PEFT folder or a lone file. Raises what `read_folder` and `read_lone_file` raise."""
+    return read_lone_file(path, base_model) if path.suffix == LONE_SUFFIX and not path.is_dir() else read_folder(path)
+
+
+def read_lone_file(path: Path, base_model: str | None = None) -> PeftFolder:
+    """Validate a lone file of diffusers or kohya-ss from its header and its alphas.
+
+    Args:
+        path: the file. A card beside it counts where the file has the name that diffusers gives.
+        base_model: what it was trained on, where neither header nor card says it.
+
+    Raises:
+        InvalidAdapterError: something in it is malformed or missing, or its names are in no known format.
+    """
+    header = read_header(path)
+    form = format_of(header)
+    if form is None:
+        reason = "its tensors have names of neither diffusers nor kohya-ss, and no adapter_config.json is beside it"
+        remedy = f"Put it in a folder, as {WEIGHTS_FILE}, with its config."
+        raise InvalidAdapterError(path=path, reason=reason, remedy=remedy)
+    if not is_file_name(path.name):
+        reason = f"{path.name!r} is not a name that every system can give back"
+        remedy = "Rename it: letters, digits, spaces, dots and -_()+=@."
+        raise InvalidAdapterError(path=path, reason=reason, remedy=remedy)
+    alphas = read_scalars(path, header, alpha_names(header))
+    layout = single_file_layout(path, header, form, alphas)
+    files, description, card = [FolderFile(WEIGHTS_FILE, path, None, None)], "", ""
+    beside = path.with_name(CARD_FILE)
+    if path.name == DIFFUSERS_FILE and beside.is_file():
+        data = read_capped(beside, MAX_FILE_BYTES[CARD_FILE])
+        card = _check_sidecar(beside, data)
+        description = card_description(card)
+        files.append(_validated(beside, data))
+    config = format_record(form, path.name, base_model_of(path, header, card, base_model))
+    files.append(FolderFile(CONFIG_FILE, path, None, None, dump_record(config)))
+    opaque = "" if layout.slots else f"no tensor of it is a factor of LoRA as {form} writes them"
+    name = config["base_model_name_or_path"]
+    return PeftFolder(
+        path, config, name, layout, _rank(layout), description, header, tuple(files), opaque, MappingProxyType(alphas)
+    )
 
 
 def read_folder(path: Path) -> PeftFolder:
@@ -96,26 +164,27 @@ def read_folder(path: Path) -> PeftFolder:
 
     Raises:
         InvalidAdapterError: something in it is malformed, missing or unsafe.
-        UnsupportedAdapterError: it is something other than a plain LoRA in safetensors format.
+        UnsupportedAdapterError: it is a pickle, or holds tensors that its config does not announce.
     """
     present = _present_files(path)
     config_data = read_capped(path / CONFIG_FILE, MAX_FILE_BYTES[CONFIG_FILE])
     config, lora = parse_config(path / CONFIG_FILE, config_data)
     header = read_header(path / WEIGHTS_FILE)
-    layout = _layout(header, lora)
-    files = [FolderFile(WEIGHTS_FILE, None, None), _validated(CONFIG_FILE, config_data)]
+    layout = peft_layout(header, lora)
+    files = [FolderFile(WEIGHTS_FILE, path / WEIGHTS_FILE, None, None), _validated(path / CONFIG_FILE, config_data)]
     description = ""
     for name in (CARD_FILE, SAMPLES_FILE, EVAL_SUMMARY_FILE):
         if name in present:
             data = read_capped(path / name, MAX_FILE_BYTES[name])
             text = _check_sidecar(path / name, data)
             description = card_description(text) if name == CARD_FILE else description
-            files.append(_validated(name, data))
+            files.append(_validated(path / name, data))
     if EVAL_FILE in present:
         read_header(path / EVAL_FILE, MAX_FILE_BYTES[EVAL_FILE])
-        files.append(FolderFile(EVAL_FILE, MAX_FILE_BYTES[EVAL_FILE], None))
-    rank = max(slot.shape[0] for slot in layout.slots if slot.factor == "A")
-    return PeftFolder(path, config, lora.base_model, layout, rank, description, header, tuple(files))
+        files.append(FolderFile(EVAL_FILE, path / EVAL_FILE, MAX_FILE_BYTES[EVAL_FILE], None))
+    return PeftFolder(
+        path, config, lora.base_model, layout, _rank(layout), description, header, tuple(files), lora.opaque, NO_ALPHAS
+    )
 
 
 def verify_copy(folder: PeftFolder, file: FolderFile, copy: Path, sha256: str) -> None:
@@ -125,10 +194,14 @@ def verify_copy(folder: PeftFolder, file: FolderFile, copy: Path, sha256: str) -
         InvalidAdapterError: the file changed since `read_folder`, or a weight is NaN or infinite.
     """
     is_weights = file.path == WEIGHTS_FILE
-    changed = not _has_header(copy, folder.header) if is_weights else file.sha256 not in (None, sha256)
+    if is_weights:
+        scalars = tuple(tensor for tensor in folder.header.tensors if tensor.name in folder.alphas)
+        changed = not _has_header(copy, folder.header) or read_scalars(copy, folder.header, scalars) != folder.alphas
+    else:
+        changed = file.sha256 not in (None, sha256)
     if changed:
         raise InvalidAdapterError(
-            path=folder.path / file.path, reason="it changed while it was read", remedy="Ingest it when it is finished."
+            path=file.source, reason="it changed while it was read", remedy="Ingest it when it is finished."
         )
     if file.path == EVAL_FILE:
         read_header(copy)
@@ -136,7 +209,7 @@ def verify_copy(folder: PeftFolder, file: FolderFile, copy: Path, sha256: str) -
         broken = _first_not_finite(copy, folder.header)
         if broken:
             raise InvalidAdapterError(
-                path=folder.path / file.path,
+                path=file.source,
                 reason=f"tensor {broken} has weights that are NaN or infinite",
                 remedy="The training run diverged; ingest an earlier checkpoint.",
             )
@@ -152,10 +225,28 @@ def _walk(top: Path) -> Iterator[Path]:
         except OSError:
             yield folder
             continue
-        if {entry.name for entry in listed} & {CONFIG_FILE, WEIGHTS_FILE, *PICKLE_FILES}:
+        names = {entry.name for entry in listed}
+        if names & {CONFIG_FILE, WEIGHTS_FILE, *PICKLE_FILES}:
             yield folder
+        elif DIFFUSERS_FILE in names:
+            yield folder / DIFFUSERS_FILE
+        else:
+            files = (Path(entry.path) for entry in listed if entry.is_file(follow_symlinks=False))
+            yield from (path for path in files if path.suffix == LONE_SUFFIX and _is_lone_adapter(path))
         folders = (entry for entry in listed if entry.is_dir(follow_symlinks=False))
         waiting += [Path(entry.path) for entry in folders if not entry.name.startswith(".")]
+
+
+def _is_lone_adapter(path: Path) -> bool:
+    """Whether a file found on the way is worth a word: not a base model, say, but a broken one of a LoRA's name."""
+    try:
+        return format_of(read_header(path)) is not None
+    except InvalidAdapterError:
+        return "lora" in path.name.lower()
+
+
+def _rank(layout: Layout) -> int:
+    return max((slot.shape[0] for slot in layout.slots if slot.factor == "A"), default=0)
 
 
 def _present_files(path: Path) -> set[str]:
@@ -179,14 +270,14 @@ def _present_files(path: Path) -> set[str]:
     return present
 
 
-def _validated(name: str, data: bytes) -> FolderFile:
-    return FolderFile(name, MAX_FILE_BYTES[name], sha256_hex(data))
+def _validated(path: Path, data: bytes) -> FolderFile:
+    return FolderFile(path.name, path, MAX_FILE_BYTES[path.name], sha256_hex(data))
 
 
 def _check_sidecar(path: Path, data: bytes) -> str:
     """The sidecar's text; samples must be a list of texts and the summary an object."""
     try:
-        if path.name == CARD_FILE:
+        if path.name == CARD_FILE:  # its text alone is of use
             return data.decode("utf-8")
         value = parse_json(data)
     except ValueError as error:
@@ -202,64 +293,6 @@ def _check_sidecar(path: Path, data: bytes) -> str:
     return ""
 
 
-@lru_cache(maxsize=8)  # two milliseconds, and the adapters of a cohort share it
-def _layout(header: Header, lora: LoraConfig) -> Layout:
-    """Pair up the tensors and check each pair against the config."""
-    path = lora.path.with_name(WEIGHTS_FILE)
-    modules: dict[str, dict[str, TensorInfo]] = {}
-    for tensor in header.tensors:
-        module, factor = _module_and_factor(path, tensor)
-        modules.setdefault(module, {})[factor] = tensor
-    lora.check_matches(len(modules))
-    slots, scales = [], []
-    for module in sorted(modules, key=natural_key):
-        _check_pair(path, module, modules[module], lora)
-        for factor, tensor in sorted(modules[module].items()):
-            shape = (tensor.shape[0], tensor.shape[1])
-            slots.append(Slot(module, "A" if factor == "A" else "B", shape, tensor.dtype, tensor.name))
-        scales.append(lora.scale(module))
-    return Layout(tuple(slots), tuple(scales))
-
-
-def _module_and_factor(path: Path, tensor: TensorInfo) -> tuple[str, str]:
-    match = _KEY.fullmatch(tensor.name)
-    if not match:
-        raise UnsupportedAdapterError(
-            path=path,
-            reason=f"tensor {tensor.name} is not a LoRA factor of a linear layer ({KEY_PREFIX}….lora_A.weight)",
-            remedy="Only plain LoRA is supported yet: merge or retrain without it.",
-        )
-    if tensor.dtype not in _EXPONENT_MASK:
-        raise UnsupportedAdapterError(
-            path=path,
-            reason=f"tensor {tensor.name} has dtype {tensor.dtype}, not one of {', '.join(_EXPONENT_MASK)}",
-            remedy="Convert the adapter to one of them and save it again.",
-        )
-    if len(tensor.shape) != 2:
-        raise UnsupportedAdapterError(
-            path=path,
-            reason=f"tensor {tensor.name} has shape {list(tensor.shape)}; only LoRA on linear layers is supported yet",
-            remedy="Merge it, or retrain without that layer.",
-        )
-    return match["module"], match["factor"]
-
-
-def _check_pair(path: Path, module: str, factors: dict[str, TensorInfo], lora: LoraConfig) -> None:
-    if len(factors) == 1:
-        (present,) = factors
-        reason = f"module {module} has lora_{present} but no lora_{'B' if present == 'A' else 'A'}"
-        raise InvalidAdapterError(path=path, reason=reason, remedy=_SAVE_REMEDY)
-    a, b = factors["A"], factors["B"]
-    if 0 in (*a.shape, *b.shape):
-        raise InvalidAdapterError(path=path, reason=f"module {module} has no weights", remedy=_SAVE_REMEDY)
-    if a.shape[0] != b.shape[1]:
-        reason = f"module {module} has rank {a.shape[0]} in lora_A but {b.shape[1]} in lora_B"
-        raise InvalidAdapterError(path=path, reason=reason, remedy=_SAVE_REMEDY)
-    if a.shape[0] != lora.module_rank(module):
-        reason = f"module {module} has rank {a.shape[0]}, but {CONFIG_FILE} says {lora.module_rank(module)}"
-        raise InvalidAdapterError(path=path, reason=reason, remedy=f"Correct {CONFIG_FILE}, or save the adapter again.")
-
-
 def _has_header(path: Path, header: Header) -> bool:
     with open(path, "rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
@@ -273,10 +306,10 @@ def _first_not_finite(path: Path, header: Header) -> str | None:
     import numpy as np
 
     def is_finite(dtype: str, start: int, stop: int) -> bool:
-        unsigned, mask = _EXPONENT_MASK[dtype]
+        unsigned, mask = _NOT_FINITE[dtype]
         for begin in range(start, stop, _CHECK_BYTES):
             piece = body[begin : min(stop, begin + _CHECK_BYTES)]
-            if int((np.frombuffer(piece, unsigned) & mask).max()) == mask:
+            if ((np.frombuffer(piece, unsigned) & mask) == mask).any():
                 return False
         return True
 
@@ -287,6 +320,11 @@ def _first_not_finite(path: Path, header: Header) -> str | None:
         whole[header.body_offset :] as body,
     ):
         dtypes = {tensor.dtype for tensor in header.tensors}
-        if len(dtypes) == 1 and is_finite(dtypes.pop(), 0, header.body_bytes):
+        if (
+            len(dtypes) == 1
+            and dtypes <= _NOT_FINITE.keys()
+            and is_finite(header.tensors[0].dtype, 0, header.body_bytes)
+        ):
             return None
-        return next((t.name for t in header.tensors if not is_finite(t.dtype, t.start, t.stop)), None)
+        floats = (tensor for tensor in header.tensors if tensor.dtype in _NOT_FINITE)
+        return next((t.name for t in floats if not is_finite(t.dtype, t.start, t.stop)), None)

@@ -41,7 +41,7 @@ from lorareg.registry.schema import (
     RetiredBlobRow,
     TaskVectorRow,
 )
-from lorareg.registry.types import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from lorareg.registry.types import CARD_FILE, CONFIG_FILE, EXTRAS_FOLDER, WEIGHTS_FILE
 
 INTEGER_BYTES = 8
 
@@ -49,7 +49,7 @@ INTEGER_BYTES = 8
 class Use(IntEnum):
     """What a blob is kept for, from needed most to needed least."""
 
-    CODE = 0
+    CODE = 0  # with what an adapter has beside factors
     GENERATOR = 1
     UNCOMPRESSED = 2  # weights of an adapter that has no encoding
     SIDE_FILE = 3  # config and card
@@ -105,6 +105,7 @@ def _references() -> Subquery:
     """(cohort_id, sha256, size_bytes, use) for every blob that any row names."""
     file_use = case(
         (AdapterRow.removed_at.is_not(None), Use.QUARANTINED.value),
+        (AdapterFileRow.path.startswith(EXTRAS_FOLDER), Use.CODE.value),
         (AdapterFileRow.path.in_([CONFIG_FILE, CARD_FILE]), Use.SIDE_FILE.value),
         (AdapterFileRow.path != WEIGHTS_FILE, Use.EVALUATION.value),
         (EncodingRow.id.is_(None), Use.UNCOMPRESSED.value),

@@ -21,18 +21,13 @@ from typing import Any, BinaryIO
 from lorareg.registry.errors import InvalidAdapterError
 from lorareg.registry.files import open_regular
 from lorareg.registry.strict_json import parse_json
-from lorareg.registry.types import sha256_hex
+from lorareg.registry.types import DTYPE_BYTES, sha256_hex
 
 MAX_HEADER_BYTES = 16 << 20
 """Room for 100,000 tensors: ten times the largest adapters known, a sixth of the format's own cap."""
 
 MAX_NDIM = 8
 MAX_NAME_CHARS = 512
-
-DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
 
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:+=@ -]*[A-Za-z0-9_])?")

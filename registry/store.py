@@ -32,13 +32,14 @@ from lorareg.registry.ingest import (
     adapter_record,
     describe_adapter,
     now,
+    put_file_rows,
     record_adapter,
     store_files,
 )
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.migrate import Migration, migrate
-from lorareg.registry.names import parse_ref, validate_label, validate_task_name
-from lorareg.registry.peft_format import PeftFolder, read_folder
+from lorareg.registry.names import parse_ref, validate_label, validate_relative_path, validate_task_name
+from lorareg.registry.peft_format import PeftFolder, read_adapter
 from lorareg.registry.revision import is_current
 from lorareg.registry.rows import record_from_row
 from lorareg.registry.schema import (
@@ -135,7 +136,7 @@ class Registry(Lookup):
         return writing(self.engine, self.home)
 
     def ingest(self, folder: PeftFolder, *, name: str, description: str | None = None) -> IngestOutcome:
-        """Take in a folder that `peft_format.read_folder` has read; ingesting it again changes nothing.
+        """Take in an adapter that `peft_format.read_adapter` has read; ingesting it again changes nothing.
 
         Raises:
             InvalidNameError: `name` is not a task name.
@@ -329,6 +330,24 @@ class Registry(Lookup):
             row = add_encoding(session, self.home, self.blobs, new)
             return record_from_row(Encoding, "encoding", stored_values(row))
 
+    def put_files(self, adapter: Adapter, files: Mapping[str, bytes]) -> None:
+        """Keep files with an adapter, replacing those of the same paths.
+
+        Raises:
+            UnknownAdapterError: the adapter is not in this registry.
+            InvalidNameError: a path is not one.
+        """
+        if not files:
+            return
+        with self.blobs.staging() as staging:
+            staged = {validate_relative_path(path): staging.add_bytes(data) for path, data in files.items()}
+            staging.publish()
+        with self.writing() as session:
+            self._adapter_row(session, adapter)
+            for blob in staged.values():
+                claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
+            put_file_rows(session, adapter.id, staged)
+
     def certify(self, adapter: Adapter, encoding: Encoding, proof: Proof) -> Certificate:
         """Record what was proven of an encoding that is recorded already, replacing what was proven before."""
         digest = digest_of(compose(Subject.of(self, adapter, encoding), proof))
@@ -344,7 +363,7 @@ class Registry(Lookup):
 
     def _store(self, request: IngestRequest) -> tuple[PeftFolder, dict[str, StagedBlob]]:
         validate_task_name(request.name)
-        folder = read_folder(request.path)
+        folder = read_adapter(request.path, request.base_model)
         return folder, store_files(self.blobs, folder)
 
     def _record(

@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any, Literal
 
 Factor = Literal["A", "B"]
@@ -22,10 +23,20 @@ RetiredKind = Literal["original", "older code", "older generator"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+LONE_SUFFIX = ".safetensors"
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 CARD_FILE = "README.md"
 SAMPLES_FILE = "samples.json"
 EVAL_FILE = "eval.safetensors"
 EVAL_SUMMARY_FILE = "eval.json"
+EXTRAS_FOLDER = "extras/"
+"""Files whose paths start so hold what a code leaves out of a weights file; see `compress.codec.extras`."""
+
+DTYPE_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes an item of every safetensors dtype that is read."""
 
 TEXT_ENCODER_PREFIX = "text:"
 """Task vectors whose encoder starts so were made from the description alone, with no base model."""
@@ -46,13 +57,17 @@ def sha256_hex(data: bytes | memoryview) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One weight matrix of an adapter: factor A (rank, d_in) or B (d_out, rank) of a module."""
+    """One weight matrix of an adapter: factor A (rank, d_in) or B (d_out, rank) of a module.
+
+    A convolution's factors are matrices too, their last axes taken together: `file_shape` is what the file says.
+    """
 
     module: str
     factor: Factor
     shape: tuple[int, int]
-    dtype: str  # safetensors name: F32, F16, BF16
+    dtype: str  # safetensors name: F32, F16, BF16, F8_E4M3, F8_E5M2
     key: str  # the tensor's name in the file
+    file_shape: tuple[int, ...] = ()  # where it is not `shape`
 
     @property
     def weight_count(self) -> int:
@@ -60,15 +75,30 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraTensor:
+    """A tensor of an adapter that is no factor of a weight update: it is kept as it is, whatever it is."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype] * prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """The ordered slots of an adapter, A before B within a module, modules in natural order.
 
     `scales` holds one factor a module, in order of first appearance: what PEFT multiplies B @ A by
-    (alpha / r, or alpha / sqrt(r)). Its digest, over slots and scales, decides who can share a cohort.
+    (alpha / r, or alpha / sqrt(r)). `extras` are all other tensors of its file, by key; an adapter that is
+    no LoRA has nothing else. The digest, over all three, decides who can share a cohort.
     """
 
     slots: tuple[Slot, ...]
     scales: tuple[float, ...]
+    extras: tuple[ExtraTensor, ...] = ()
 
     @property
     def weight_count(self) -> int:
@@ -78,15 +108,41 @@ class Layout:
     def modules(self) -> tuple[str, ...]:
         return tuple(slot.module for slot in self.slots if slot.factor == "A")
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the factors of linear layers are all there is, so that they alone say what the model does with it."""
+        linear = all(not slot.file_shape and "lora_embedding_" not in slot.key for slot in self.slots)
+        return bool(self.slots) and not self.extras and linear
+
+    @property
+    def body_bytes(self) -> int:
+        """Of the tensors of a weights file."""
+        factors = sum(slot.weight_count * DTYPE_BYTES[slot.dtype] for slot in self.slots)
+        return factors + sum(extra.size_bytes for extra in self.extras)
+
+    @property
+    def dtypes(self) -> set[str]:
+        """Of all tensors of a weights file."""
+        return {slot.dtype for slot in self.slots} | {extra.dtype for extra in self.extras}
+
     def to_json(self) -> str:
-        rows = [[s.module, s.factor, list(s.shape), s.dtype, s.key] for s in self.slots]
-        return canonical_json({"slots": rows, "scales": list(self.scales)})
+        """What is empty is left out, so that a plain LoRA's digest says nothing of what it does not have."""
+        rows = [
+            [s.module, s.factor, list(s.shape), s.dtype, s.key, *([list(s.file_shape)] if s.file_shape else [])]
+            for s in self.slots
+        ]
+        extras = {"extras": [[e.key, e.dtype, list(e.shape)] for e in self.extras]} if self.extras else {}
+        return canonical_json({"slots": rows, "scales": list(self.scales), **extras})
 
     @staticmethod
     def from_json(text: str) -> Layout:
         fields = json.loads(text)
-        slots = tuple(Slot(m, f, (shape[0], shape[1]), dtype, key) for m, f, shape, dtype, key in fields["slots"])
-        return Layout(slots, tuple(fields["scales"]))
+        slots = tuple(
+            Slot(module, factor, (shape[0], shape[1]), dtype, key, tuple(file_shape[0]) if file_shape else ())
+            for module, factor, shape, dtype, key, *file_shape in fields["slots"]
+        )
+        extras = tuple(ExtraTensor(key, dtype, tuple(shape)) for key, dtype, shape in fields.get("extras", ()))
+        return Layout(slots, tuple(fields["scales"]), extras)
 
     @property
     def digest(self) -> str:

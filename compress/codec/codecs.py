@@ -3,12 +3,15 @@
 A codec's number and name never change their meaning. Decoding imports neither torch nor a database.
 
     number  name         tier       payload
-    1       lossless-1   lossless   see `lossless`
+    1       lossless-1   lossless   see `lossless_1`; no longer written
     2       residual-1   residual   see `residual_1`, without a prediction; no longer written
     3       predicted-1  residual   latent (k bytes), condition (c bytes), then as 2 against the prediction; likewise
     4       generated-1  generated  latent (k bytes), condition (c bytes)
     5       residual-2   residual   see `residual`, without a prediction
     6       predicted-2  residual   latent (k bytes), condition (c bytes), then as 5 against the prediction
+    7       lossless-2   lossless   see `lossless`
+
+Codecs 2 to 6 stand for the factors; what else a weights file holds is attached to them (see `extras`).
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lorareg.compress.codec import residual, residual_1
+from lorareg.compress.codec import lossless_1, residual, residual_1
 from lorareg.compress.codec.container import NO_GENERATOR, expect_bindings, unpack_code
+from lorareg.compress.codec.extras import Extras, attach_extras
 from lorareg.compress.codec.lossless import decode_lossless
 from lorareg.compress.codec.residual_payload import unpack_residual
 from lorareg.compress.factors.weights import write_weights
@@ -62,7 +66,9 @@ class Codec:
     decode: Callable[[bytes, Layout, LoadedGenerator | None, str], bytes]
 
 
-def decode(data: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
+def decode(
+    data: bytes, layout: Layout, generator: LoadedGenerator | None, what: str, extras: Extras | None = None
+) -> bytes:
     """The weights file that a code file stands for, the same bytes on every machine.
 
     Args:
@@ -70,6 +76,7 @@ def decode(data: bytes, layout: Layout, generator: LoadedGenerator | None, what:
         layout: of the adapter's cohort.
         generator: the one the code was made against, or None where it needs none.
         what: how errors name the code, such as "Adapter 'man-nl@1'".
+        extras: what the adapter has beside factors; a lossless code needs none.
 
     Raises:
         InvalidContainerError: the bytes are damaged or do not fit the layout.
@@ -80,10 +87,18 @@ def decode(data: bytes, layout: Layout, generator: LoadedGenerator | None, what:
     if code.codec not in CODECS:
         raise NewerFormatError(what=what, found=f"codec {code.codec}", expected=f"codec {max(CODECS)}")
     expect_bindings(code, layout.digest, generator.digest if generator else NO_GENERATOR, what)
+    codec = CODECS[code.codec]
     try:
-        return CODECS[code.codec].decode(code.payload, layout, generator, what)
+        output = codec.decode(code.payload, layout, generator, what)
     except OverflowError as error:
         raise InvalidContainerError(what=what, reason=str(error)) from error
+    if codec.tier == "lossless" or extras is None:
+        return output
+    return attach_extras(output, layout, extras)
+
+
+def _decode_lossless_1(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
+    return lossless_1.decode_lossless(payload, layout, what)
 
 
 def _decode_lossless(payload: bytes, layout: Layout, generator: LoadedGenerator | None, what: str) -> bytes:
@@ -141,14 +156,15 @@ def split_inputs(payload: bytes, generator: Generator) -> tuple[Int8, Int8, byte
     return latent, condition, payload[len(inputs) :]
 
 
-LOSSLESS, GENERATED, RESIDUAL, PREDICTED = 1, 4, 5, 6
+LOSSLESS, GENERATED, RESIDUAL, PREDICTED = 7, 4, 5, 6
 """The codecs that are written today."""
 
 CODECS: dict[int, Codec] = {
-    LOSSLESS: Codec("lossless-1", "lossless", _decode_lossless),
+    1: Codec("lossless-1", "lossless", _decode_lossless_1),
     2: Codec("residual-1", "residual", _decode_residual_1),
     3: Codec("predicted-1", "residual", _decode_predicted_1),
     GENERATED: Codec("generated-1", "generated", _decode_generated),
     RESIDUAL: Codec("residual-2", "residual", _decode_residual),
     PREDICTED: Codec("predicted-2", "residual", _decode_predicted),
+    LOSSLESS: Codec("lossless-2", "lossless", _decode_lossless),
 }

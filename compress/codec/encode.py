@@ -27,6 +27,7 @@ from lorareg.compress.codec.codecs import (
     join_inputs,
 )
 from lorareg.compress.codec.container import NO_GENERATOR, Code, pack_code
+from lorareg.compress.codec.extras import Extras, read_extras
 from lorareg.compress.codec.lossless import encode_lossless
 from lorareg.compress.codec.residual import (
     STRENGTH,
@@ -72,6 +73,11 @@ class Original:
     def factors(self) -> tuple[Factors, ...]:
         """As they are in the file."""
         return read_weights(self.read(), self.layout)
+
+    @property
+    def extras(self) -> Extras:
+        """What its file holds beside factors."""
+        return read_extras(self.read(), self.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +285,7 @@ def _finish(original: Original, number: int, draft: Draft | None, payload: bytes
     layout = original.layout
     code = pack_code(Code(number, layout.digest, loaded.digest if loaded else NO_GENERATOR, payload))
     try:
-        output = decode(code, layout, loaded, original.what)
+        output = decode(code, layout, loaded, original.what, original.extras)
     except InvalidContainerError as error:
         if isinstance(error.__cause__, OverflowError):
             return None

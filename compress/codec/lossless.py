@@ -1,81 +1,53 @@
-"""The lossless codec: the weights file itself, byte planes apart, each under zstd.
+"""The lossless codec: the weights file itself, its head in one piece and its tensors packed by dtype (see `planes`).
 
-Bytes of one significance resemble each other (exponents far more than mantissas), so the body is
-split into as many planes as its items have bytes. Payload:
+    bytes  field
+    ...    a frame: the file's head (length field and JSON)
+    ...    its tensors, packed in the order of their offsets
 
-    offset  bytes  field
-    0       1      bytes an item (2 or 4; 1 when the body is mixed)
-    1       8      size of the file's head, which is kept in one piece (length field and JSON)
-    9       8      size of the body
-    17      ...    for the head and each plane: 8 bytes of length, then a zstd frame
+The head says which tensors follow, so it is read as strictly as that of an adapter to ingest.
 """
 
 from __future__ import annotations
 
 import struct
 
-import numpy as np
-import zstandard
-
-from lorareg.compress.factors.weights import ITEM_BYTES
+from lorareg.compress.codec.planes import pack_frame, pack_tensors, unpack_frame, unpack_tensors
 from lorareg.registry.errors import InvalidContainerError
+from lorareg.registry.safetensors_header import MAX_HEADER_BYTES, Header, parse_header
 from lorareg.registry.types import Layout
 
-LEVEL = 19
-_PREFIX = struct.Struct("<BQQ")
 _LENGTH = struct.Struct("<Q")
 
 
 def encode_lossless(data: bytes, layout: Layout) -> bytes:
     """The payload that gives `data`, a weights file of `layout`, back to the byte."""
-    head_size = 8 + struct.unpack("<Q", data[:8])[0]
-    widths = {ITEM_BYTES[slot.dtype] for slot in layout.slots}
-    width = widths.pop() if len(widths) == 1 else 1
-    body = np.frombuffer(data, np.uint8, offset=head_size)
-    planes = [data[:head_size], *(body[i::width].tobytes() for i in range(width))]
-    frames = [zstandard.ZstdCompressor(level=LEVEL).compress(plane) for plane in planes]
-    packed = b"".join(_LENGTH.pack(len(frame)) + frame for frame in frames)
-    return _PREFIX.pack(width, head_size, len(body)) + packed
+    head_bytes = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+    header, body = parse_header(data[_LENGTH.size : head_bytes], len(data)), memoryview(data)[head_bytes:]
+    return pack_frame(data[:head_bytes]) + pack_tensors([(t.dtype, body[t.start : t.stop]) for t in header.tensors])
 
 
 def decode_lossless(payload: bytes, layout: Layout, what: str) -> bytes:
     """The weights file.
 
     Raises:
-        InvalidContainerError: the payload does not hold a weights file of this layout's size.
+        InvalidContainerError: the payload does not hold a weights file of this layout.
     """
-    expected = sum(slot.weight_count * ITEM_BYTES[slot.dtype] for slot in layout.slots)
+    head, rest = unpack_frame(payload, None, what, _LENGTH.size + MAX_HEADER_BYTES)
+    header = _header(head, layout, what)
+    tensors = unpack_tensors(memoryview(rest), [(t.dtype, t.stop - t.start) for t in header.tensors], what)
+    return b"".join([head, *tensors])
+
+
+def _header(head: bytes, layout: Layout, what: str) -> Header:
+    """The head as a header of the layout's tensors."""
     try:
-        width, head_size, body_size = _PREFIX.unpack_from(payload)
-        if width not in (1, 2, 4) or body_size != expected or body_size % width or head_size > 1 << 27:
-            raise InvalidContainerError(what=what, reason=f"it announces {body_size} bytes where {expected} belong")
-        sizes = [head_size, *([body_size // width] * width)]
-        head, *planes = _frames(payload, sizes, what)
-    except struct.error as error:
-        raise InvalidContainerError(what=what, reason=f"its payload is cut short ({error})") from error
-    body = np.empty(body_size, np.uint8)
-    for i, plane in enumerate(planes):
-        body[i::width] = np.frombuffer(plane, np.uint8)
-    return head + body.tobytes()
-
-
-def _frames(payload: bytes, sizes: list[int], what: str) -> list[bytes]:
-    parts, offset = [], _PREFIX.size
-    for size in sizes:
-        (length,) = _LENGTH.unpack_from(payload, offset)
-        frame = payload[offset + _LENGTH.size : offset + _LENGTH.size + length]
-        offset += _LENGTH.size + length
-        parts.append(_inflate(frame, size, what))
-    if offset != len(payload):
-        raise InvalidContainerError(what=what, reason=f"{len(payload) - offset} bytes are left over or missing")
-    return parts
-
-
-def _inflate(frame: bytes, size: int, what: str) -> bytes:
-    """Inflate one frame of a known size; a frame that declares another is refused before it is opened."""
-    try:
-        if zstandard.frame_content_size(frame) != size:
-            raise InvalidContainerError(what=what, reason=f"a zstd frame does not declare the {size} bytes it should")
-        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=size)
-    except zstandard.ZstdError as error:
-        raise InvalidContainerError(what=what, reason=f"a zstd frame is damaged ({error})") from error
+        header = parse_header(head[_LENGTH.size :], len(head) + layout.body_bytes)
+    except ValueError as error:
+        raise InvalidContainerError(what=what, reason=str(error)) from error
+    if head[: _LENGTH.size] != _LENGTH.pack(len(head) - _LENGTH.size):
+        raise InvalidContainerError(what=what, reason="its head says another length than it has")
+    found = {(tensor.name, tensor.dtype, tensor.shape) for tensor in header.tensors}
+    factors = {(slot.key, slot.dtype, slot.file_shape or slot.shape) for slot in layout.slots}
+    if found != factors | {(extra.key, extra.dtype, extra.shape) for extra in layout.extras}:
+        raise InvalidContainerError(what=what, reason="its head names other tensors than its layout")
+    return header

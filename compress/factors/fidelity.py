@@ -44,7 +44,9 @@ class Fidelity:
 
 
 def measure(layout: Layout, original: Sequence[Factors], restored: Sequence[Factors]) -> Fidelity:
-    """Compare two adapters of one layout."""
+    """Compare two adapters of one layout. One without factors is exact: only the lossless codec gives it back."""
+    if not layout.slots:
+        return Fidelity(relative_error=0.0, cosine=1.0, worst_module="", worst_module_error=0.0, exact=True)
     energies, errors, inners = [], [], []
     for scale, x, y in zip(layout.scales, original, restored, strict=True):
         difference = Factors(b=np.concatenate([x.b, -y.b], axis=1), a=np.concatenate([x.a, y.a]))
@@ -103,7 +105,9 @@ def measure_modules(
 
 
 def summarise(modules: Sequence[ModuleFidelity]) -> dict[str, Any]:
-    """The worst of the modules by each measure, and how many weights are no numbers."""
+    """The worst of the modules by each measure, and how many weights are no numbers; nothing without modules."""
+    if not modules:
+        return {}
     worst = max(modules, key=lambda module: module.relative_error)
     largest = max(modules, key=lambda module: module.max_error)
     least = min(modules, key=lambda module: module.cosine)

@@ -126,6 +126,9 @@ def interpolate(lookup: Lookup, first: str, second: str, weight: float) -> Betwe
     assert encodings[0].generator_id is not None
     record = lookup.generator(encodings[0].generator_id)
     layout = Layout.from_json(lookup.cohort(adapters[0].cohort_id).layout)
+    if layout.extras:
+        reason = "they hold tensors that are no factors, of which nobody knows what lies between them"
+        raise _refused(adapters[0], adapters[1], reason, "Choose two that are LoRA factors alone.")
     loaded = LoadedGenerator.from_bytes(lookup.blobs.get(record.sha256), record.sha256, layout)
     generator = loaded.generator
     if not generator.latent_size + generator.condition_size:

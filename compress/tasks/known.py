@@ -37,17 +37,26 @@ def find_cohort(lookup: Lookup, name: str | None) -> Cohort:
     Raises:
         UnknownCohortError: there is none of that name.
         NothingToDoError: there are no adapters at all.
-        ContractError: there are several to choose from.
+        ContractError: there are several to choose from, or that one's adapters are more than factors.
     """
     if name is not None:
-        return lookup.cohort(name)
-    filled = [cohort for cohort in lookup.cohorts() if lookup.adapters(cohort_id=cohort.id)]
+        cohort = lookup.cohort(name)
+        if not _can_be_mixed(cohort):
+            reason = "its adapters hold tensors that are no factors, of which nobody knows how to mix them"
+            raise ContractError(option=f"--cohort {name}", reason=reason)
+        return cohort
+    filled = [cohort for cohort in lookup.cohorts() if _can_be_mixed(cohort) and lookup.adapters(cohort_id=cohort.id)]
     if not filled:
         raise NothingToDoError(message=f"There are no adapters in {lookup.home}. Run `lorareg ingest PATH` first.")
     if len(filled) > 1:
         names = ", ".join(cohort.name for cohort in filled)
         raise ContractError(option="--cohort", reason=f"the registry has {len(filled)}, {names}: name one")
     return filled[0]
+
+
+def _can_be_mixed(cohort: Cohort) -> bool:
+    layout = Layout.from_json(cohort.layout)
+    return bool(layout.slots) and not layout.extras
 
 
 def newest(lookup: Lookup, cohort: Cohort) -> list[Adapter]:

@@ -22,7 +22,7 @@ from lorareg.registry import ingest, store
 Run = Callable[..., Any]
 
 INGEST = (
-    '{"adapters":[{"name":"str","original_bytes":"int","outcome":"str","path":"str","reason":"NoneType",'
+    '{"adapters":[{"name":"str","note":"str","original_bytes":"int","outcome":"str","path":"str","reason":"NoneType",'
     '"version":"int"}],"counts":{"new":"int"}}'
 )
 

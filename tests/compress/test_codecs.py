@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,20 +10,24 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import zstandard
 
 from lorareg.compress.codec import residual
 from lorareg.compress.codec.codecs import CODECS, GENERATED, LOSSLESS, PREDICTED, RESIDUAL, LoadedGenerator, decode
 from lorareg.compress.codec.container import NO_GENERATOR, Code, pack_code, unpack_code
 from lorareg.compress.codec.encode import Draft, Encoded, Original, encode
+from lorareg.compress.codec.extras import Extras, attach_extras
+from lorareg.compress.codec.planes import pack_frame, unpack_frame
 from lorareg.compress.factors.fidelity import measure
-from lorareg.compress.factors.weights import read_weights
+from lorareg.compress.factors.weights import read_weights, write_weights
 from lorareg.registry.errors import (
     InvalidContainerError,
     LayoutMismatchError,
     LoraregError,
     NewerFormatError,
 )
-from lorareg.registry.types import sha256_hex
+from lorareg.registry.safetensors_header import MAX_HEADER_BYTES
+from lorareg.registry.types import ExtraTensor, Layout, sha256_hex
 
 WHAT = "Adapter 'task@1'"
 MOST_MEMORY_BYTES = 8 << 20  # codes of a few hundred bytes need a small part of it
@@ -285,34 +290,79 @@ def test_lossless_gives_every_dtype_back(dtype: str, make: ModuleType) -> None:
     assert encoded.fidelity.exact
 
 
+def test_lossless_keeps_what_is_no_factor(make: ModuleType) -> None:
+    layout = make.layout()
+    extras = (ExtraTensor("bias", "BF16", (3,)), ExtraTensor("count", "I64", ()), ExtraTensor("empty", "F32", (0, 2)))
+    layout = Layout(layout.slots, layout.scales, extras)
+    tensors = {"bias": b"\x01\x80\xff\x7e\x00\x00", "count": (7).to_bytes(8, "little"), "empty": b""}
+    data = attach_extras(write_weights(layout, make.factors(layout)), layout, Extras(tensors, {"by": "a test"}))
+    encoded = encode(Original(WHAT, lambda: data, layout), None, 0.0)
+    assert decode(encoded.code, layout, None, WHAT) == data
+
+
 def test_lossless_damage_is_named(make: ModuleType) -> None:
     case = build_case(LOSSLESS, make)
     payload = unpack_code(case.encoded.code).payload
-    body = case.original.layout.weight_count * 4
-    with pytest.raises(InvalidContainerError, match=f"announces {2**63} bytes where {body} belong"):
-        case.decode(_packed(case, payload[:9] + (2**63).to_bytes(8, "little") + payload[17:]))
-    with pytest.raises(InvalidContainerError, match="cut short"):
-        case.decode(_packed(case, payload[:10]))
+    with pytest.raises(InvalidContainerError, match=r"a frame of .* bytes is cut short"):
+        case.decode(_packed(case, payload[:-1]))
+    with pytest.raises(InvalidContainerError, match="its payload is cut short"):
+        case.decode(_packed(case, payload[:7]))
     with pytest.raises(InvalidContainerError, match="3 bytes are left over"):
         case.decode(_packed(case, payload + b"abc"))
-    with pytest.raises(InvalidContainerError, match="declare the 7 bytes"):
-        case.decode(_packed(case, payload[:1] + (7).to_bytes(8, "little") + payload[9:]))
     frame = payload.index(b"\x28\xb5\x2f\xfd")
     damaged = payload[: frame + 12] + b"\xff\xff" + payload[frame + 14 :]
     with pytest.raises(InvalidContainerError, match="zstd frame is damaged"):
         case.decode(_packed(case, damaged))
 
 
-def test_lossless_head_bomb_is_refused_before_it_is_opened(make: ModuleType) -> None:
-    import zstandard
-
+def test_lossless_head_is_held_to_the_layout(make: ModuleType) -> None:
     case = build_case(LOSSLESS, make)
     payload = unpack_code(case.encoded.code).payload
-    size = 1 << 28
+    head, tensors = unpack_frame(payload, None, WHAT, 1 << 20)
+    slot = case.original.layout.slots[0]
+    assert slot.key.encode() in head
+    other = head.replace(slot.key.encode(), slot.key[:-1].encode() + b"!")
+    with pytest.raises(InvalidContainerError, match="is not valid"):
+        case.decode(_packed(case, pack_frame(other) + tensors))
+    other = head.replace(slot.key.encode(), slot.key[:-1].encode() + b"X")
+    with pytest.raises(InvalidContainerError, match="its head names other tensors than its layout"):
+        case.decode(_packed(case, pack_frame(other) + tensors))
+    with pytest.raises(InvalidContainerError, match="its head says another length than it has"):
+        case.decode(_packed(case, pack_frame(b"\x01" + head[1:]) + tensors))
+
+
+def test_lossless_head_bomb_is_refused_before_it_is_opened(make: ModuleType) -> None:
+    case = build_case(LOSSLESS, make)
+    bomb = zstandard.ZstdCompressor(level=1).compress(bytes(MAX_HEADER_BYTES + 9))
+    with pytest.raises(InvalidContainerError, match="does not declare at most"):
+        case.decode(_packed(case, len(bomb).to_bytes(8, "little") + bomb))
+
+
+# -- the first lossless format -------------------------------------------------------------------
+
+
+def test_damage_to_the_first_lossless_format_is_named() -> None:
+    golden = Path(__file__).parent / "golden"
+    layout = Layout.from_json(json.loads((golden / "index.json").read_text())["lossless-1-F32"]["layout"])
+    code = unpack_code((golden / "lossless-1-F32.code").read_bytes())
+
+    def decoded(payload: bytes) -> bytes:
+        bound = replace(code, layout_digest=layout.digest, generator_digest=NO_GENERATOR, payload=payload)
+        return decode(pack_code(bound), layout, None, WHAT)
+
+    payload, body = code.payload, layout.body_bytes
+    with pytest.raises(InvalidContainerError, match=f"announces {2**63} bytes where {body} belong"):
+        decoded(payload[:9] + (2**63).to_bytes(8, "little") + payload[17:])
+    with pytest.raises(InvalidContainerError, match="cut short"):
+        decoded(payload[:10])
+    with pytest.raises(InvalidContainerError, match="3 bytes are left over"):
+        decoded(payload + b"abc")
+    with pytest.raises(InvalidContainerError, match="declare the 7 bytes"):
+        decoded(payload[:1] + (7).to_bytes(8, "little") + payload[9:])
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 20))
+    head = payload[:1] + (1 << 28).to_bytes(8, "little") + payload[9:17]
     with pytest.raises(InvalidContainerError, match="announces"):
-        case.decode(
-            _packed(
-                case, payload[:1] + size.to_bytes(8, "little") + payload[9:17] + len(bomb).to_bytes(8, "little") + bomb
-            )
-        )
+        decoded(head + len(bomb).to_bytes(8, "little") + bomb)
+    frame = payload.index(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(InvalidContainerError, match="zstd frame is damaged"):
+        decoded(payload[: frame + 12] + b"\xff\xff" + payload[frame + 14 :])

@@ -212,7 +212,7 @@ def test_searches_come_nearer_to_where_the_last_ones_ended(make: ModuleType) -> 
 def test_a_gain_out_of_reach_stays_lossless_and_says_so(make: ModuleType) -> None:
     judge = FakeJudge(most=0.5)
     (kept,) = encode_all(candidates(make, 1), Contract(gain=0.97), judge)
-    assert kept.encoded.codec.name == "lossless-1"
+    assert kept.encoded.codec.name == "lossless-2"
     assert kept.encoded.reason == "no residual that was tried holds the contract"
     assert kept.tolerance == {"relative_error": 0.0, "gain": 0.97}
     assert judge.measured == 5
@@ -222,7 +222,7 @@ def test_a_gain_out_of_reach_stays_lossless_and_says_so(make: ModuleType) -> Non
 def test_an_adapter_that_gains_nothing_is_not_tried_at_all(base: float, original: float, make: ModuleType) -> None:
     judge = FakeJudge(base, original)
     (kept,) = encode_all(candidates(make, 1), Contract(gain=0.97, distill=True), judge)
-    assert kept.encoded.codec.name == "lossless-1"
+    assert kept.encoded.codec.name == "lossless-2"
     assert kept.encoded.reason == "the adapter gains nothing on its samples, so no gain can be retained"
     assert (judge.measured, judge.tuned) == (0, 0)
 
@@ -290,7 +290,7 @@ def test_nothing_is_kept_for_a_glance_alone(at_a_glance: float, make: ModuleType
         assert kept.measured["kl_divergence"] <= 0.02
     assert 4 <= judge.measured <= judge.diverged == judge.glanced
     (out_of_reach,) = encode_all(candidates(make, 1), Contract(gain=0.97), FakeJudge(most=0.5, at_a_glance=at_a_glance))
-    assert out_of_reach.encoded.codec.name == "lossless-1"
+    assert out_of_reach.encoded.codec.name == "lossless-2"
 
 
 def test_a_search_goes_on_from_what_a_glance_forecasts(make: ModuleType) -> None:

@@ -43,7 +43,7 @@ def test_the_tolerance_holds(dtype: str, tolerance: float, make: ModuleType) -> 
 def test_no_tolerance_is_lossless(make: ModuleType) -> None:
     original = make.original(make.layout(WIDE))
     encoded = encode_checked(original, 0.0)
-    assert encoded.codec.name == "lossless-1"
+    assert encoded.codec.name == "lossless-2"
     assert encoded.output == original.data
     assert (encoded.step, encoded.reason, encoded.fidelity.exact) == (None, "", True)
 
@@ -77,14 +77,14 @@ def test_a_hint_saves_work_and_changes_nothing_else(sample_weights: dict[str, An
 def test_narrow_dtypes_that_cannot_hold_a_tolerance_stay_lossless(make: ModuleType) -> None:
     original = make.original(make.layout(WIDE, dtype="BF16"))
     encoded = encode_checked(original, 1e-4)
-    assert encoded.codec.name == "lossless-1"
+    assert encoded.codec.name == "lossless-2"
     assert encoded.reason == "no residual holds a relative error of 0.0001"
 
 
 def test_a_residual_that_saves_nothing_gives_way_to_lossless(make: ModuleType) -> None:
     original = make.original(make.layout(((2, 2, 2),)))
     encoded = encode_checked(original, 1e-7)
-    assert encoded.codec.name == "lossless-1"
+    assert encoded.codec.name == "lossless-2"
     assert encoded.output == original.data
     assert "1e-07" in encoded.reason
 
@@ -191,7 +191,7 @@ def test_what_the_generator_draws_well_enough_takes_no_residual(make: ModuleType
     encoded = encode_checked(original, 0.2, draft)
     assert encoded.codec.name == "generated-1"
     assert len(encoded.code) == 32 + draft.latent.size + draft.condition.size
-    assert encode_checked(original, 0.0, draft).codec.name == "lossless-1"
+    assert encode_checked(original, 0.0, draft).codec.name == "lossless-2"
 
 
 def test_damage_while_encoding_is_not_mistaken_for_overflow(make: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

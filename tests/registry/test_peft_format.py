@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from lorareg.registry.errors import InvalidAdapterError, LoraregError, Unsupport
 from lorareg.registry.files import read_capped
 from lorareg.registry.peft_config import parse_config
 from lorareg.registry.peft_format import find_adapters, read_folder
+from lorareg.registry.types import Layout
 
 MakeAdapter = Callable[..., Path]
 KEY = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -70,7 +72,7 @@ def test_find_adapters(make_adapter: MakeAdapter, tmp_path: Path) -> None:
     assert find_adapters(broken) == [broken]
 
 
-@pytest.mark.parametrize(("name", "reason"), [("nowhere", "no such folder"), ("file", "not a folder")])
+@pytest.mark.parametrize(("name", "reason"), [("nowhere", "no such folder"), ("file", "neither a folder nor")])
 def test_find_adapters_needs_a_folder(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidAdapterError, match=reason):
@@ -141,22 +143,86 @@ def test_bad_configs_are_refused(make_adapter: MakeAdapter, config: dict[str, An
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"peft_type": None}, "peft_type is 'None'"),
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "lora_only"}, "bias='lora_only'"),
-        ({"lora_bias": True}, "LoRA biases"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-        ({"target_parameters": ["w"]}, "target_parameters"),
-        ({"use_qalora": True}, "QALoRA"),
-        ({"use_bdlora": {"nblocks": 2}}, "block-diagonal"),
-        ({"kasa_config": {}, "monteclora_config": {"a": 1}}, "MonteCLoRA"),
+        ({"peft_type": "IA3"}, "peft_type is IA3"),
+        ({"peft_type": "A_TYPE_OF_TOMORROW"}, "peft_type is A_TYPE_OF_TOMORROW"),
+        ({"use_qalora": True}, "it is QALoRA"),
+        ({"use_bdlora": {"nblocks": 2}}, "it is block-diagonal LoRA"),
+        ({"kasa_config": {}, "monteclora_config": {"a": 1}}, "it is MonteCLoRA"),
     ],
 )
-def test_what_is_not_supported_yet_says_so(make_adapter: MakeAdapter, config: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UnsupportedAdapterError, match=reason):
-        read_folder(make_adapter(config=config))
+def test_what_is_no_plain_lora_has_nothing_to_code(
+    make_adapter: MakeAdapter, config: dict[str, Any], reason: str
+) -> None:
+    plain, folder = read_folder(make_adapter("plain")), read_folder(make_adapter("other", config=config))
+    assert folder.opaque == reason
+    assert folder.layout.slots == ()
+    assert [extra.key for extra in folder.layout.extras] == sorted(slot.key for slot in plain.layout.slots)
+    assert folder.layout.body_bytes == plain.layout.body_bytes
+    assert Layout.from_json(folder.layout.to_json()) == folder.layout
+
+
+@pytest.mark.parametrize("value", [None, 7, "ia3", "", "X" * 50])
+def test_a_config_without_a_type_is_refused(make_adapter: MakeAdapter, value: object) -> None:
+    with pytest.raises(UnsupportedAdapterError, match=re.escape(f"peft_type is {str(value)[:40]!r}, not one of")):
+        read_folder(make_adapter(config={"peft_type": value}))
+
+
+@pytest.mark.parametrize(
+    ("config", "tensor", "kind"),
+    [
+        ({"use_dora": True}, f"{KEY}.lora_magnitude_vector", "magnitudes"),
+        ({"bias": "lora_only"}, f"{KEY}.bias", "biases of layers"),
+        ({"lora_bias": True}, f"{KEY}.lora_B.bias", "biases of factors"),
+        ({"trainable_token_indices": [1]}, "base_model.model.emb.trainable_tokens_delta", "token embeddings"),
+    ],
+)
+def test_what_the_config_announces_is_kept_beside_the_factors(
+    make_adapter: MakeAdapter, config: dict[str, Any], tensor: str, kind: str
+) -> None:
+    folder = read_folder(make_adapter(config=config, tensors={tensor: zeros(8)}))
+    assert [extra.key for extra in folder.layout.extras] == [tensor]
+    assert len(folder.layout.slots) == 4
+    assert not folder.layout.is_linear
+    with pytest.raises(UnsupportedAdapterError, match=f"{re.escape(tensor)} is one of the {kind}, which adapter"):
+        read_folder(make_adapter("unannounced", tensors={tensor: zeros(8)}))
+
+
+def test_modules_to_save_and_embedding_layers_are_kept(make_adapter: MakeAdapter) -> None:
+    saved, heads = "base_model.model.score.out.weight", "base_model.model.lm_head.base_layer.weight"
+    config = {"modules_to_save": ["score"]}
+    folder = read_folder(make_adapter(config=config, tensors={saved: zeros(2, 2), heads: zeros(3, 2)}))
+    assert [extra.key for extra in folder.layout.extras] == [heads, saved]
+    with pytest.raises(InvalidAdapterError, match="modules_to_save is 'score', not a list of names"):
+        read_folder(make_adapter("text", config={"modules_to_save": "score"}))
+
+
+def test_bare_parameters_have_ranks_of_their_own(make_adapter: MakeAdapter) -> None:
+    tensors = {f"{KEY}.lora_A.weight": zeros(6, 6), f"{KEY}.lora_B.weight": zeros(8, 6)}
+    folder = read_folder(make_adapter(config={"target_parameters": ["experts.w"]}, tensors=tensors))
+    assert sorted(extra.key for extra in folder.layout.extras) == sorted(tensors)
+    assert len(folder.layout.slots) == 2
+
+
+def test_convolutions_and_embeddings_are_matrices(make_adapter: MakeAdapter) -> None:
+    tensors = {
+        f"{KEY}.lora_A.weight": zeros(2, 3, 5, 5),
+        f"{KEY}.lora_B.weight": zeros(8, 2, 1, 1),
+        "base_model.model.emb.lora_embedding_A": zeros(2, 9),
+        "base_model.model.emb.lora_embedding_B": zeros(4, 2),
+    }
+    layout = read_folder(make_adapter(tensors=tensors)).layout
+    slots = {slot.key: slot for slot in layout.slots}
+    assert slots[f"{KEY}.lora_A.weight"].shape == (2, 75)
+    assert slots[f"{KEY}.lora_A.weight"].file_shape == (2, 3, 5, 5)
+    assert slots["base_model.model.emb.lora_embedding_A"].shape == (2, 9)
+    assert not layout.extras
+    assert not layout.is_linear
+    assert Layout.from_json(layout.to_json()) == layout
+
+
+def test_a_bias_that_peft_does_not_know_is_refused(make_adapter: MakeAdapter) -> None:
+    with pytest.raises(InvalidAdapterError, match="bias is 'some', not 'none', 'all' or 'lora_only'"):
+        read_folder(make_adapter(config={"bias": "some"}))
 
 
 @pytest.mark.parametrize(
@@ -192,14 +258,10 @@ def test_too_many_patterns_are_refused(make_adapter: MakeAdapter, monkeypatch: p
         ({f"{KEY}.lora_A.weight": zeros(0, 6)}, InvalidAdapterError, "has no weights"),
         ({"base_model.model.x.lora_A.weight": zeros(2, 6)}, InvalidAdapterError, "x has lora_A but no lora_B"),
         ({"base_model.model.x.lora_B.weight": zeros(6, 2)}, InvalidAdapterError, "x has lora_B but no lora_A"),
-        ({"base_model.model.lm_head.weight": zeros(2, 2)}, UnsupportedAdapterError, "lm_head.weight is not a LoRA"),
-        ({f"{KEY}.lora_magnitude_vector": zeros(8)}, UnsupportedAdapterError, "magnitude_vector is not a LoRA"),
-        ({"base_model.model.e.lora_embedding_A": zeros(2, 9)}, UnsupportedAdapterError, "embedding_A is not a LoRA"),
+        ({"base_model.model.score.weight": zeros(2, 2)}, UnsupportedAdapterError, "score.weight is not a LoRA factor"),
+        ({"base_model.model.e.lora_embedding_A": zeros(2, 9)}, InvalidAdapterError, "e has lora_A but no lora_B"),
         ({"q.lora_A.weight": zeros(2, 6)}, UnsupportedAdapterError, "q.lora_A.weight is not a LoRA"),
-        ({f"{KEY}.lora_A.weight": zeros(2, 6, 1, 1)}, UnsupportedAdapterError, r"shape \[2, 6, 1, 1\]"),
-        ({f"{KEY}.lora_A.weight": zeros()}, UnsupportedAdapterError, r"shape \[\]"),
-        ({f"{KEY}.lora_A.weight": zeros(2, 6, dtype=np.int32)}, UnsupportedAdapterError, "dtype I32"),
-        ({f"{KEY}.lora_A.weight": zeros(2, 6, dtype=np.float64)}, UnsupportedAdapterError, "dtype F64"),
+        ({f"{KEY}.lora_A.weight": zeros()}, InvalidAdapterError, r"factors of shape \[\] and \[8, 2\], which are no"),
     ],
 )
 def test_bad_tensors_are_refused(

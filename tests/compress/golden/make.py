@@ -2,21 +2,24 @@
 
 Run it once for each new codec or architecture, never to make a failing test pass: the files stand
 for what users have stored. Names that exist already are left alone. It can no longer make the files
-of residual-1 and predicted-1, which are decoded for ever and written no more: never delete those.
+of lossless-1, residual-1 and predicted-1, which are decoded for ever and written no more: never delete those.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lorareg.compress.codec.codecs import decode
-from lorareg.compress.codec.encode import encode
+from lorareg.compress.codec.encode import Original, encode
+from lorareg.compress.codec.extras import Extras, attach_extras
 from lorareg.compress.factors.canonical import Coordinates
+from lorareg.compress.factors.weights import write_weights
 from lorareg.compress.generators.generator import pack_generator
-from lorareg.registry.types import sha256_hex
+from lorareg.registry.types import ExtraTensor, sha256_hex
 
 HERE = Path(__file__).parent
 GENERATORS: tuple[tuple[str, Coordinates], ...] = (
@@ -61,8 +64,14 @@ def main() -> None:
     for dtype in ("F32", "F16", "BF16"):
         layout = make.layout(dtype=dtype)
         original = make.original(layout)
-        folder.add_code(f"lossless-1-{dtype}", encode(original, None, 0.0).code, layout, None, None)
+        folder.add_code(f"lossless-2-{dtype}", encode(original, None, 0.0).code, layout, None, None)
         folder.add_code(f"residual-2-{dtype}", encode(original, None, 0.1).code, layout, None, None)
+    beside = (ExtraTensor("magnitude", "F32", (5,)), ExtraTensor("tokens", "I64", (2,)))
+    layout = replace(make.layout(dtype="BF16"), extras=beside)
+    tensors = {"magnitude": bytes(range(20)), "tokens": bytes(range(16))}
+    data = attach_extras(write_weights(layout, make.factors(layout)), layout, Extras(tensors, {"made": "by hand"}))
+    mixed = encode(Original("mixed", lambda: data, layout), None, 0.0)
+    folder.add_code("lossless-2-mixed", mixed.code, layout, None, None)
     layout = make.layout()
     for arch, coordinates in GENERATORS:
         made = make.generator(arch, layout, coordinates=coordinates)

@@ -1,0 +1,91 @@
+"""Each variant is made, ingested, compressed, given back, and loaded with the library that wrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from lorareg.compress.contracts.contract import CompressOptions, Contract
+from lorareg.compress.materialize import Materialized, materialize
+from lorareg.compress.pipeline import compress
+from lorareg.compress.progress import Silent
+from lorareg.compress.proofs.verify import verify
+from lorareg.registry.peft_format import find_adapters, read_adapter
+from lorareg.registry.store import Registry
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what the other libraries warn of is theirs
+
+TOLERANCE = 0.1
+
+
+def through(home: Path, source: Path, out: Path, tolerance: float) -> Materialized:
+    """Ingest, compress, verify, materialize."""
+    with Registry.open(home, create=True) as registry:
+        (found,) = find_adapters(source)
+        adapter = registry.ingest(read_adapter(found), name="task").adapter
+        compress(registry, [], CompressOptions(contract=Contract(tolerance=tolerance)), Silent())
+        assert not verify(registry, adapter).problems
+        assert not [finding for finding in registry.check(read_data=True) if finding.severity == "error"]
+    return materialize(home, "task", out)
+
+
+def weights_of(folder: Path) -> Path:
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def described(path: Path) -> tuple[dict[str, tuple[str, list[int]]], Any]:
+    """Names, dtypes and shapes of a weights file, and its metadata."""
+    with safe_open(path, "pt") as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118, not a dict
+        return {key: (one.get_dtype(), one.get_shape()) for key, one in slices.items()}, file.metadata()
+
+
+def test_what_was_stored_without_loss_is_the_same_file(variant: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    variant.make(source)
+    given = through(tmp_path / "home", source, tmp_path / "out", 0.0)
+    assert given.tier == "lossless"
+    assert weights_of(tmp_path / "out").name == weights_of(source).name
+    assert weights_of(tmp_path / "out").read_bytes() == weights_of(source).read_bytes()
+    config = source / "adapter_config.json"
+    if config.exists():
+        assert (tmp_path / "out" / config.name).read_bytes() == config.read_bytes()
+        assert json.loads(config.read_text())["a_field_of_tomorrow"] == {"kept": True}
+    else:
+        assert not (tmp_path / "out" / config.name).exists()
+    assert (variant.run(source) == variant.run(tmp_path / "out")).all()
+
+
+def test_what_is_coded_computes_nearly_the_same(variant: Any, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    variant.make(source)
+    given = through(tmp_path / "home", source, out, TOLERANCE)
+    assert described(weights_of(out)) == described(weights_of(source))
+    expected, found = variant.run(source), variant.run(out)
+    if variant.kept == "exact":
+        assert given.tier == "lossless"
+        assert weights_of(out).read_bytes() == weights_of(source).read_bytes()
+        return
+    assert given.tier == "residual"
+    assert 0 < given.fidelity["relative_error"] <= TOLERANCE
+    assert 0 < float((expected - found).norm() / expected.norm()) < 3 * TOLERANCE
+
+
+def test_what_is_no_factor_is_kept_exactly(variant: Any, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    variant.make(source)
+    through(tmp_path / "home", source, out, TOLERANCE)
+    (found,) = find_adapters(source)
+    extras = read_adapter(found).layout.extras
+    with safe_open(weights_of(source), "np") as before, safe_open(weights_of(out), "np") as after:
+        for extra in extras:
+            assert np.array_equal(before.get_tensor(extra.key), after.get_tensor(extra.key)), extra.key
