@@ -50,7 +50,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(Recipe(steps=3, keep=2, batch=1), 1, 1, {1: 2}, {1: 2}, [1]),
-    "small": Size(Recipe(steps=24, keep=20), 6, 4, {1: 60, 2: 30, 4: 12, 8: 6}, {1: 12}, [1]),
+    "small": Size(Recipe(steps=24, keep=20), 6, 4, dict.fromkeys((1, 2, 4, 8), 60), {1: 12, 2: 12}, [1]),
     "full": Size(
         Recipe(steps=150, keep=100, batch=4),
         24,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,19 +13,29 @@ import typer
 from lorareg.cli.options import AsJson, Home, Quiet
 from lorareg.cli.output import MISSING, Output, Table, format_bytes
 from lorareg.cli.progress import progress
-from lorareg.registry.errors import InvalidAdapterError, LoraregError, PartialIngestError
+from lorareg.registry.errors import LoraregError, PartialIngestError
 from lorareg.registry.types import DIFFUSERS_FILE, LONE_SUFFIX
 
 if TYPE_CHECKING:
     from lorareg.compress.progress import Reporter
+    from lorareg.registry.sources import AdapterSource
     from lorareg.registry.store import Registry
 
 REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be said of adapters in place of what they say themselves."""
+
+    name: str | None
+    description: str | None
+    base_model: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
-    """What became of one folder."""
+    """What became of one adapter."""
 
     path: str
     name: str
@@ -51,74 +61,55 @@ def task_name(root: Path, folder: Path) -> str:
     return "/".join([*([".".join(parts[:-1])] if parts[1:] else []), parts[-1]])
 
 
-def _found(paths: list[Path]) -> Iterator[tuple[Path, Path | LoraregError]]:
-    """(root, adapter folder) for every adapter under `paths`, or the error of a path without any."""
-    from lorareg.registry.peft_format import find_adapters
-
-    for root in paths:
-        try:
-            folders = find_adapters(root)
-            if not folders:
-                raise InvalidAdapterError(
-                    path=root,
-                    reason="no adapter here or below",
-                    remedy="Give a folder that holds adapter_config.json and adapter_model.safetensors.",
-                )
-        except LoraregError as error:
-            yield root, error
-        else:
-            yield from ((root, folder) for folder in folders)
-
-
 def _ingest_all(
     registry: Registry,
-    found: list[tuple[Path, Path | LoraregError]],
-    name: str | None,
-    description: str | None,
-    base_model: str | None,
+    found: list[AdapterSource],
+    asked: Asked,
     reporter: Reporter,
     lines: list[Line],
 ) -> list[LoraregError]:
-    """Take in every folder found, in order, adding a line for each; gives the errors of those refused.
+    """Take in every adapter found, in order, adding a line for each; gives the errors of those refused.
 
     Raises:
         OSError: the machine refused (disk full); `lines` tells what was taken in before.
     """
     from lorareg.registry.ingest import IngestRequest
 
-    folders = [(root, folder) for root, folder in found if isinstance(folder, Path)]
+    names = {source: asked.name or task_name(source.root, source.path) for source in found if source.error is None}
     requests = [
-        IngestRequest(folder, name or task_name(root, folder), description, base_model) for root, folder in folders
+        IngestRequest(
+            source.path,
+            name,
+            asked.description,
+            asked.base_model,
+            source.shown if source.shown != str(source.path) else None,
+        )
+        for source, name in names.items()
     ]
     outcomes = registry.ingest_each(requests)
-    waiting = iter(requests)
     refusals: list[LoraregError] = []
     reporter.start("ingest", len(found))
-    for root, folder in found:
-        if isinstance(folder, LoraregError):
-            lines.append(_refused(root, MISSING, folder))
-            refusals.append(folder)
+    for source in found:
+        name = names.get(source, MISSING)
+        try:
+            outcome = next(outcomes) if source.error is None else source.error
+        except OSError as error:
+            lines.append(_refused(source, name, error))
+            raise
+        if isinstance(outcome, LoraregError):
+            refusals.append(source.named(outcome))
+            lines.append(_refused(source, name, refusals[-1]))
         else:
-            request = next(waiting)
-            try:
-                outcome = next(outcomes)
-            except OSError as error:
-                lines.append(_refused(folder, request.name, error))
-                raise
-            if isinstance(outcome, LoraregError):
-                lines.append(_refused(folder, request.name, outcome))
-                refusals.append(outcome)
-            else:
-                adapter = outcome.adapter
-                size = adapter.original_bytes
-                lines.append(Line(str(folder), adapter.name, adapter.version, outcome.kind, size, None, outcome.note))
+            adapter = outcome.adapter
+            size = adapter.original_bytes
+            lines.append(Line(source.shown, adapter.name, adapter.version, outcome.kind, size, None, outcome.note))
         reporter.advance()
     reporter.finish()
     return refusals
 
 
-def _refused(path: Path, name: str, error: Exception) -> Line:
-    return Line(str(path), name, None, REFUSED, None, str(error))
+def _refused(source: AdapterSource, name: str, error: Exception) -> Line:
+    return Line(source.shown, name, None, REFUSED, None, str(error))
 
 
 def _show(output: Output, lines: list[Line]) -> None:
@@ -144,7 +135,7 @@ def _show(output: Output, lines: list[Line]) -> None:
 
 
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Adapter folders, files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Adapters, archives, or folders of them.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the one adapter found: TASK or NS/TASK.")] = None,
     description: Annotated[
         str | None, typer.Option("--description", help="What the task is; default: the text of the model card.")
@@ -159,7 +150,8 @@ def ingest(
 ) -> None:
     """Take in adapters of PEFT, diffusers and kohya-ss.
 
-    Finds them in PATH and in all folders below. The model card tells the task, unless --description does.
+    Finds them in PATH and in all folders below, in archives too (tar, also under gzip, bzip2, xz or zstd; zip).
+    The model card tells the task, unless --description does.
 
     The same bytes again change nothing; other bytes under a known name become its next version. An
     adapter that is refused does not stop the others, and the exit code says so.
@@ -168,18 +160,23 @@ def ingest(
         InvalidAdapterError: the only adapter found is refused.
         PartialIngestError: some of several adapters are refused.
     """
+    from lorareg.registry.sources import find_sources
     from lorareg.registry.store import Registry
 
     output = Output(as_json, quiet)
-    found = list(_found(paths))
-    if name is not None and len(found) != 1:
-        raise typer.BadParameter(f"{len(found)} adapters found; a name fits one.", param_hint="--name")
-    if len(found) == 1 and isinstance(found[0][1], LoraregError):
-        raise found[0][1]  # before a registry is made for nothing
-    with Registry.open(home, create=True) as registry, progress(output) as reporter:
+    with ExitStack() as stack:
+        found = list(find_sources(paths, stack))
+        if name is not None and len(found) != 1:
+            raise typer.BadParameter(f"{len(found)} adapters found; a name fits one.", param_hint="--name")
+        if len(found) == 1 and found[0].error is not None:
+            raise found[0].error  # before a registry is made for nothing
+        registry, reporter = (
+            stack.enter_context(Registry.open(home, create=True)),
+            stack.enter_context(progress(output)),
+        )
         lines: list[Line] = []
         try:
-            refusals = _ingest_all(registry, found, name, description, base_model, reporter, lines)
+            refusals = _ingest_all(registry, found, Asked(name, description, base_model), reporter, lines)
         except OSError:
             _show(output, lines)
             raise

@@ -52,6 +52,7 @@ class IngestRequest:
     name: str
     description: str | None = None
     base_model: str | None = None  # of a lone file
+    source: str | None = None  # where it is from, if not `path`
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,10 @@ def store_files(blobs: BlobStore, folder: PeftFolder) -> dict[str, StagedBlob]:
 
 
 def record_adapter(
-    session: Session, folder: PeftFolder, stored: dict[str, StagedBlob], name: str, description: str | None
+    session: Session, folder: PeftFolder, stored: dict[str, StagedBlob], request: IngestRequest
 ) -> IngestOutcome:
     """Write the rows of a folder whose files are stored already."""
+    name, description = request.name, request.description
     digest = adapter_digest({path: blob.sha256 for path, blob in stored.items()})
     versions = session.scalars(select(AdapterRow).where(AdapterRow.name == name).order_by(AdapterRow.version)).all()
     same = [row for row in versions if row.digest == digest]
@@ -102,7 +104,7 @@ def record_adapter(
         weight_count=folder.layout.weight_count,
         original_bytes=stored[WEIGHTS_FILE].size_bytes,
         description=tidy_description(folder.description if description is None else description),
-        source=_printable(folder.path),
+        source=_printable(folder.path.absolute() if request.source is None else request.source),
         created_at=now(),
         removed_at=None,
     )
@@ -223,6 +225,6 @@ def _cohort_id(session: Session, folder: PeftFolder) -> int:
     return row.id
 
 
-def _printable(path: Path) -> str:
+def _printable(path: Path | str) -> str:
     """The path as text that any database takes, whatever bytes are in it."""
-    return os.fsencode(path.absolute()).decode("utf-8", "replace").replace("\0", "\ufffd")
+    return os.fsencode(path).decode("utf-8", "replace").replace("\0", "\ufffd")

@@ -42,13 +42,13 @@ from lorareg.registry.types import (
     EVAL_FILE,
     EVAL_SUMMARY_FILE,
     LONE_SUFFIX,
+    PICKLE_FILES,
     SAMPLES_FILE,
     WEIGHTS_FILE,
     Layout,
     sha256_hex,
 )
 
-PICKLE_FILES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 NO_ALPHAS: Mapping[str, float] = MappingProxyType({})
 MAX_FILE_BYTES = {
     CONFIG_FILE: 1 << 20,
@@ -122,21 +122,23 @@ def read_adapter(path: Path, base_model: str | None = None) -> PeftFolder:
 
 
 def read_lone_file(path: Path, base_model: str | None = None) -> PeftFolder:
-    """Validate a lone file of diffusers or kohya-ss from its header and its alphas.
+    """Validate a lone file: of diffusers or kohya-ss, or of PEFT with its config beside it.
+
+    A config is looked for as NAME.json, NAME.config.json and adapter_config.json, in that order. A card beside the
+    file counts where the file has the name that diffusers gives.
 
     Args:
-        path: the file. A card beside it counts where the file has the name that diffusers gives.
-        base_model: what it was trained on, where neither header nor card says it.
+        path: the file.
+        base_model: what a file of diffusers or kohya-ss was trained on, where neither header nor card says it.
 
     Raises:
         InvalidAdapterError: something in it is malformed or missing, or its names are in no known format.
+        UnsupportedAdapterError: it holds tensors that the config does not announce.
     """
     header = read_header(path)
     form = format_of(header)
     if form is None:
-        reason = "its tensors have names of neither diffusers nor kohya-ss, and no adapter_config.json is beside it"
-        remedy = f"Put it in a folder, as {WEIGHTS_FILE}, with its config."
-        raise InvalidAdapterError(path=path, reason=reason, remedy=remedy)
+        return _read_with_sidecar(path, header)
     if not is_file_name(path.name):
         reason = f"{path.name!r} is not a name that every system can give back"
         remedy = "Rename it: letters, digits, spaces, dots and -_()+=@."
@@ -157,6 +159,21 @@ def read_lone_file(path: Path, base_model: str | None = None) -> PeftFolder:
     return PeftFolder(
         path, config, name, layout, _rank(layout), description, header, tuple(files), opaque, MappingProxyType(alphas)
     )
+
+
+def _read_with_sidecar(path: Path, header: Header) -> PeftFolder:
+    """A file of PEFT under a name of its own."""
+    names = (f"{path.stem}.json", f"{path.stem}.config.json", CONFIG_FILE)
+    beside = next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
+    if beside is None:
+        reason = f"its tensors have names of neither diffusers nor kohya-ss, and no config is beside it ({names[0]})"
+        remedy = f"Put PEFT's {CONFIG_FILE} beside it."
+        raise InvalidAdapterError(path=path, reason=reason, remedy=remedy)
+    data = read_capped(beside, MAX_FILE_BYTES[CONFIG_FILE])
+    config, lora = parse_config(beside, data)
+    layout = peft_layout(header, lora)
+    files = (FolderFile(WEIGHTS_FILE, path, None, None), FolderFile(CONFIG_FILE, beside, None, sha256_hex(data)))
+    return PeftFolder(path, config, lora.base_model, layout, _rank(layout), "", header, files, lora.opaque, NO_ALPHAS)
 
 
 def read_folder(path: Path) -> PeftFolder:

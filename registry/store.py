@@ -144,7 +144,8 @@ class Registry(Lookup):
             RegistryError: the database refused.
         """
         validate_task_name(name)
-        return self._record(folder, store_files(self.blobs, folder), name, description)
+        request = IngestRequest(folder.path, name, description)
+        return self._record(folder, store_files(self.blobs, folder), request)
 
     def ingest_each(self, requests: Iterable[IngestRequest]) -> Iterator[IngestOutcome | LoraregError]:
         """Ingest many folders, in order: while one is recorded, the next are read, copied and flushed.
@@ -164,7 +165,7 @@ class Registry(Lookup):
                 request, storing = ahead.popleft()
                 try:
                     folder, stored = storing.result()
-                    outcome = self._record(folder, stored, request.name, request.description)
+                    outcome = self._record(folder, stored, request)
                 except LoraregError as error:
                     yield error
                 else:
@@ -366,22 +367,18 @@ class Registry(Lookup):
         folder = read_adapter(request.path, request.base_model)
         return folder, store_files(self.blobs, folder)
 
-    def _record(
-        self, folder: PeftFolder, stored: dict[str, StagedBlob], name: str, description: str | None
-    ) -> IngestOutcome:
+    def _record(self, folder: PeftFolder, stored: dict[str, StagedBlob], request: IngestRequest) -> IngestOutcome:
         """Write the rows of a folder; files that a sweep unlinked since they were stored are stored once more."""
         try:
-            return self._record_once(folder, stored, name, description)
+            return self._record_once(folder, stored, request)
         except MissingBlobError:
-            return self._record_once(folder, store_files(self.blobs, folder), name, description)
+            return self._record_once(folder, store_files(self.blobs, folder), request)
 
-    def _record_once(
-        self, folder: PeftFolder, stored: dict[str, StagedBlob], name: str, description: str | None
-    ) -> IngestOutcome:
+    def _record_once(self, folder: PeftFolder, stored: dict[str, StagedBlob], request: IngestRequest) -> IngestOutcome:
         with self.writing() as session:
             for blob in stored.values():
                 claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
-            return record_adapter(session, folder, stored, name, description)
+            return record_adapter(session, folder, stored, request)
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         with self.reading() as connection:

@@ -23,6 +23,7 @@ RetiredKind = Literal["original", "older code", "older generator"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+PICKLE_FILES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 LONE_SUFFIX = ".safetensors"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 CARD_FILE = "README.md"
