@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -332,3 +333,9 @@ def test_a_pickle_in_an_archive_is_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of("task/adapter_model.bin", "task/adapter_config.json"))
     with unpacked(tmp_path / "a.tar") as folder:
         assert (folder / "task" / "adapter_model.bin").read_bytes() == b""
+
+
+def test_the_document_lists_the_archives() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "hostile.md").read_text()
+    listed = set(re.findall(r"^\| ([^|]+) \| exit code 10: ", document, re.MULTILINE))
+    assert set(HOSTILE) <= listed
