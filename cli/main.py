@@ -24,6 +24,7 @@ from lorareg.cli import failures
 from lorareg.cli import generate as generate_command
 from lorareg.cli import ingest as ingest_command
 from lorareg.cli import interpolate as interpolate_command
+from lorareg.cli import lint as lint_command
 from lorareg.cli import list as list_command
 from lorareg.cli import materialize as materialize_command
 from lorareg.cli import migrate as migrate_command
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ingest": ingest_command.ingest,
     "compress": compress_command.compress,
     "materialize": materialize_command.materialize,
+    "lint": lint_command.lint,
     "interpolate": interpolate_command.interpolate,
     "generate": generate_command.generate,
     "report": report_command.report,

@@ -20,6 +20,8 @@ from typing import Any
 
 from lorareg.compress.codec.codecs import LoadedGenerator, decode
 from lorareg.compress.codec.extras import Extras, unpack_extras
+from lorareg.compress.serving.adapt import Adapted, adapt
+from lorareg.compress.serving.engines import PEFT
 from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
 from lorareg.registry.lookup import Lookup
@@ -54,12 +56,17 @@ class Materialized:
     fidelity: dict[str, Any]
     output_digest: str
     elapsed_s: float
+    profile: str = PEFT
+    adapted: Adapted | None = None  # what was written in place of what is stored, where a profile asked for that
 
 
-def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) -> Materialized:
+def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False, profile: str = PEFT) -> Materialized:
     """Write the adapter `ref` ("task", "task@3", "task@label") as a PEFT folder at `out` (default: ./task).
 
+    Its decoded bytes are compared with their recorded digest before a profile brings them into an engine's form.
+
     Raises:
+        ProfileError: the engine of that profile cannot compute what the adapter does.
         UnknownAdapterError: no such adapter.
         OutputExistsError: `out` exists and `force` was not given.
         OutputInUseError: `out` holds something else than an adapter, which `force` does not replace.
@@ -74,6 +81,11 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) 
         expect_free(target, force, lone_name)
         encoding = reader.encoding(adapter.id)
         weights = restore_weights(reader, adapter, encoding)
+        adapted = None
+        if profile != PEFT:
+            layout = Layout.from_json(reader.cohort(adapter.cohort_id).layout)
+            adapted = adapt(profile, json.loads(config), layout, weights, f"adapter {adapter.ref!r}")
+            config, weights = _dumped(adapted.config), adapted.weights
         files = {lone_name: weights} if lone_name else {CONFIG_FILE: config, WEIGHTS_FILE: weights}
         card = _card(reader, adapter, encoding)
         if card is not None:
@@ -86,7 +98,13 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) 
         fidelity=json.loads(encoding.fidelity) if encoding else EXACT,
         output_digest=sha256_hex(weights),
         elapsed_s=time.perf_counter() - started,
+        profile=profile,
+        adapted=adapted,
     )
+
+
+def _dumped(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _card(reader: Reader, adapter: Adapter, encoding: Encoding | None) -> bytes | None:

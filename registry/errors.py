@@ -230,6 +230,18 @@ class SignatureError(LoraregError):
     exit_code = 44
 
 
+class ProfileError(LoraregError):
+    """{engine} cannot serve {what}: it does not support {reason}, and there is {found}. {remedy}"""
+
+    exit_code = 45
+
+
+class LintError(LoraregError):
+    """{errors} of {checked} adapters would not work as they are. The table above says why."""
+
+    exit_code = 46
+
+
 # -- tasks nobody has an adapter for -------------------------------------------------------------
 
 

@@ -62,7 +62,8 @@ def expect_pair(path: Path, module: str, factors: dict[Factor, TensorInfo]) -> i
         raise InvalidAdapterError(path=path, reason=reason, remedy=_SAVE_REMEDY)
     a, b = factors["A"], factors["B"]
     if 0 in (*a.shape, *b.shape):
-        raise InvalidAdapterError(path=path, reason=f"module {module} has no weights", remedy=_SAVE_REMEDY)
+        reason = f"module {module} has no weights: its tensors are empty, as ZeRO's shards are before they are gathered"
+        raise InvalidAdapterError(path=path, reason=reason, remedy=_SAVE_REMEDY)
     if len(a.shape) < 2 or len(b.shape) < 2:
         reason = f"module {module} has factors of shape {list(a.shape)} and {list(b.shape)}, which are no matrices"
         raise InvalidAdapterError(path=path, reason=reason, remedy=_SAVE_REMEDY)

@@ -280,7 +280,9 @@ def fake_materialize(home: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
 
     seen = SimpleNamespace(ref=None, force=None)
 
-    def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False) -> SimpleNamespace:
+    def materialize(
+        home: Path, ref: str, out: Path | None, *, force: bool = False, profile: str = "peft"
+    ) -> SimpleNamespace:
         seen.ref, seen.force = ref, force
         with Reader(home) as reader:
             adapter = reader.adapter(ref)
@@ -288,7 +290,14 @@ def fake_materialize(home: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
         shutil.copytree(adapter.source, path)
         fidelity = {"relative_error": 0.125}
         return SimpleNamespace(
-            adapter=adapter, path=path, tier="residual", fidelity=fidelity, output_digest="d" * 64, elapsed_s=0.25
+            adapter=adapter,
+            path=path,
+            tier="residual",
+            fidelity=fidelity,
+            output_digest="d" * 64,
+            elapsed_s=0.25,
+            profile=profile,
+            adapted=None,
         )
 
     module = ModuleType("lorareg.compress.materialize")
@@ -305,7 +314,8 @@ def test_materialize_prints_tier_fidelity_and_time(
     for words in ("residual", "0.1250", "0.25 s", "d" * 64):
         assert words in result.out
     data = run("materialize", "man-de", "-o", tmp_path / "out2", "--home", home, "--json").data
-    assert set(data) == {"name", "version", "path", "tier", "fidelity", "output_digest", "size_bytes", "elapsed_s"}
+    known = {"name", "version", "path", "tier", "fidelity", "output_digest", "size_bytes", "elapsed_s", "profile"}
+    assert set(data) == known
 
 
 def test_materialize_takes_one_version_only(run: Run, home: Path, fake_materialize: SimpleNamespace) -> None:

@@ -337,5 +337,5 @@ def test_a_pickle_in_an_archive_is_refused_unread(tmp_path: Path) -> None:
 
 def test_the_document_lists_the_archives() -> None:
     document = (Path(__file__).parents[2] / "docs" / "hostile.md").read_text()
-    listed = set(re.findall(r"^\| ([^|]+) \| exit code 10: ", document, re.MULTILINE))
+    listed = set(re.findall(r"^\| archive: ([^|]+) \| exit code 10: ", document, re.MULTILINE))
     assert set(HOSTILE) <= listed
