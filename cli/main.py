@@ -20,8 +20,10 @@ from lorareg.cli import check as check_command
 from lorareg.cli import cohorts as cohorts_command
 from lorareg.cli import compress as compress_command
 from lorareg.cli import describe as describe_command
+from lorareg.cli import export as export_command
 from lorareg.cli import failures
 from lorareg.cli import generate as generate_command
+from lorareg.cli import import_ as import_command
 from lorareg.cli import ingest as ingest_command
 from lorareg.cli import interpolate as interpolate_command
 from lorareg.cli import lint as lint_command
@@ -91,6 +93,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "restore": rm_command.restore,
     "pin": pin_command.pin,
     "replicate": replicate_command.replicate,
+    "export": export_command.export,
+    "import": import_command.import_bundle,
     "prune": prune_command.prune,
     "gc": prune_command.gc,
     "migrate": migrate_command.migrate,

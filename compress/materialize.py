@@ -12,11 +12,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorareg.compress.codec.codecs import LoadedGenerator, decode
 from lorareg.compress.codec.extras import Extras, unpack_extras
@@ -41,6 +41,9 @@ from lorareg.registry.types import (
     NewEncoding,
     sha256_hex,
 )
+
+if TYPE_CHECKING:
+    from lorareg.registry.unbundle import Parcel
 
 ADAPTER_FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, SAMPLES_FILE, EVAL_FILE, EVAL_SUMMARY_FILE}
 EXACT = {"relative_error": 0.0, "cosine": 1.0, "exact": True}
@@ -152,6 +155,21 @@ def restore_weights(lookup: Lookup, adapter: Adapter, encoding: Encoding | NewEn
     output = decode(lookup.blobs.get(encoding.sha256), layout, loaded, what, extras)
     expect_output(output, encoding, what)
     return output
+
+
+def decode_parcel(parcel: Parcel, read: Callable[[str], bytes]) -> str:
+    """The digest of what the code of an imported adapter decodes to.
+
+    Raises:
+        IntegrityError: it is damaged, or was not made for what came with it.
+    """
+    what, layout, loaded = f"Adapter {parcel.ref!r}", parcel.layout, None
+    if parcel.generator is not None:
+        loaded = LoadedGenerator.from_bytes(read(parcel.generator), parcel.generator, layout)
+    extras = None
+    if parcel.encoding["tier"] != "lossless":
+        extras = unpack_extras({path: read(digest) for path, digest in parcel.extras.items()}, layout, what)
+    return sha256_hex(decode(read(parcel.encoding["sha256"]), layout, loaded, what, extras))
 
 
 def restore_extras(lookup: Lookup, adapter: Adapter, layout: Layout) -> Extras:

@@ -230,6 +230,12 @@ class SignatureError(LoraregError):
     exit_code = 44
 
 
+class BundleError(LoraregError):
+    """Bundle {path}: {reason}. {remedy}"""
+
+    exit_code = 47
+
+
 class ProfileError(LoraregError):
     """{engine} cannot serve {what}: it does not support {reason}, and there is {found}. {remedy}"""
 

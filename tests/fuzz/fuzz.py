@@ -3,7 +3,7 @@
     pip install -e '.[fuzz]'
     python tests/fuzz/fuzz.py TARGET [--runs N] [--corpus DIR]
 
-A target may give a value or the error it promises; anything else, a hang of 5 seconds or 1 GB of memory stops the run
+A target may give a value or the error it promises; anything else, a hang of 5 seconds or 4 GB of memory stops the run
 with the input in a file. Seeds are the golden files. Codes and generators are sealed again after they were changed: a
 seal is no secret.
 
@@ -190,7 +190,7 @@ def main() -> None:
         corpus.mkdir(parents=True, exist_ok=True)
         for index, seed in enumerate(seeds()):
             (corpus / f"seed-{index}").write_bytes(seed)
-        limits = ["-timeout=5", "-rss_limit_mb=1024", "-max_len=4096", "-print_final_stats=1"]
+        limits = ["-timeout=5", "-rss_limit_mb=4096", "-max_len=4096", "-print_final_stats=1"]
         limits.append(f"-runs={arguments.runs}")
         atheris.Setup([sys.argv[0], *limits, str(corpus)], one_input)
         atheris.Fuzz()
