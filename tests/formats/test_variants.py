@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,11 @@ def test_what_is_no_factor_is_kept_exactly(variant: Any, tmp_path: Path) -> None
     with safe_open(weights_of(source), "np") as before, safe_open(weights_of(out), "np") as after:
         for extra in extras:
             assert np.array_equal(before.get_tensor(extra.key), after.get_tensor(extra.key)), extra.key
+
+
+def test_the_document_lists_the_variants() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    families = sys.modules["format_variants"].VARIANTS.items()
+    kept = {"coded": "coded", "exact": "exactly"}
+    rows = [f"| {family} | {one.says} | {kept[one.kept]} |" for family, variants in families for one in variants]
+    assert [line for line in document.splitlines() if line.startswith("| ")][1:] == rows
