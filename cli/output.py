@@ -24,7 +24,7 @@ BYTE_KINDS = {
     "generators": "generators",
     "task_vectors": "task vectors",
     "certificates": "certificates",
-    "side_files": "configs and cards",
+    "side_files": "configs, cards, extras",
     "rows": "database rows",
     "database_overhead": "rest of the database",
     "originals_kept": "originals of encoded adapters",

@@ -44,7 +44,7 @@ MEANING: dict[str, str] = {
     "relative_error": "Frobenius norm of the difference of the weight update (delta W) over that of the original, "
     "measured on the decoded stored bytes when the adapter was encoded",
     "certificates": "what was proven of each code, with 1024 projections of its original",
-    "side_files": "configs and model cards; equal files are stored once",
+    "side_files": "configs, model cards, and tensors that are no factors; equal files are stored once",
     "rows": "values in the database rows of adapters, files, encodings, generators and cohorts",
     "database_overhead": "the rest of the database file: pages, indexes, free space, history",
     "originals_kept": "weights of encoded adapters, still on disk",

@@ -49,10 +49,10 @@ INTEGER_BYTES = 8
 class Use(IntEnum):
     """What a blob is kept for, from needed most to needed least."""
 
-    CODE = 0  # with what an adapter has beside factors
+    CODE = 0
     GENERATOR = 1
     UNCOMPRESSED = 2  # weights of an adapter that has no encoding
-    SIDE_FILE = 3  # config and card
+    SIDE_FILE = 3  # config, card, and what a code leaves out of the weights file
     ORIGINAL = 4  # weights of an adapter that has an encoding
     EVALUATION = 5  # samples and held-out text
     QUARANTINED = 6  # of a removed adapter
@@ -62,6 +62,7 @@ class Use(IntEnum):
 
 _live = AdapterRow.removed_at.is_(None)
 _current = EncodingRow.superseded_at.is_(None)
+_is_side_file = or_(AdapterFileRow.path.in_([CONFIG_FILE, CARD_FILE]), AdapterFileRow.path.startswith(EXTRAS_FOLDER))
 
 
 def table_of(model: type[Base]) -> Table:
@@ -105,8 +106,7 @@ def _references() -> Subquery:
     """(cohort_id, sha256, size_bytes, use) for every blob that any row names."""
     file_use = case(
         (AdapterRow.removed_at.is_not(None), Use.QUARANTINED.value),
-        (AdapterFileRow.path.startswith(EXTRAS_FOLDER), Use.CODE.value),
-        (AdapterFileRow.path.in_([CONFIG_FILE, CARD_FILE]), Use.SIDE_FILE.value),
+        (_is_side_file, Use.SIDE_FILE.value),
         (AdapterFileRow.path != WEIGHTS_FILE, Use.EVALUATION.value),
         (EncodingRow.id.is_(None), Use.UNCOMPRESSED.value),
         else_=Use.ORIGINAL.value,
@@ -176,7 +176,7 @@ def cohort_rows(connection: Connection) -> Sequence[RowMapping]:
 
 def adapter_rows(connection: Connection) -> Sequence[RowMapping]:
     """One row for each adapter that is not removed, with all the bytes that are its own."""
-    side_file = and_(AdapterFileRow.path.in_([CONFIG_FILE, CARD_FILE]), _live)
+    side_file = and_(_is_side_file, _live)
     own_blob = (
         select(AdapterFileRow.sha256)
         .join(AdapterRow, AdapterRow.id == AdapterFileRow.adapter_id)
