@@ -22,6 +22,7 @@ SHOWN = 10
 class Method(StrEnum):
     """How the adapter is made."""
 
+    SIMILARITY = "similarity"
     MIXTURE = "mixture"
     NETWORK = "network"
     NEAREST = "nearest"
@@ -47,13 +48,15 @@ def generate(
         typer.Option("--cohort", metavar="COHORT", show_default=False, help="Which adapters to learn from."),
     ] = None,
     by: Annotated[
-        Method,
+        Method | None,
         typer.Option(
             "--by",
-            help="mixture: known adapters weighted by what their tasks tell of this one; network: the generator's "
+            show_default=False,
+            help="similarity: known adapters weighted by how alike their tasks are (default for a description alone); "
+            "mixture: by what their tasks tell of this one's update (default with samples); network: the generator's "
             "learned prior; nearest or mean: for comparison.",
         ),
-    ] = Method.MIXTURE,
+    ] = None,
     tune_steps: Annotated[int, typer.Option("--tune-steps", min=0, help="Most steps on the samples; 0 for none.")] = 24,
     anyway: Annotated[bool, typer.Option("--anyway", help="Go on though the task is like no known one.")] = False,
     out: Annotated[
@@ -76,7 +79,8 @@ def generate(
     from lorareg.registry.home import resolve_home
 
     output = Output(as_json, quiet)
-    request = Request(description, by.value, cohort, samples, base_model, tune_steps, anyway)
+    method = by or (Method.SIMILARITY if samples is None else Method.MIXTURE)
+    request = Request(description, method.value, cohort, samples, base_model, tune_steps, anyway)
     with progress(output) as reporter:
         done = run_generate(resolve_home(home), request, out, reporter, force=force)
     rows = [

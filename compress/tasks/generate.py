@@ -26,7 +26,7 @@ from lorareg.compress.materialize import expect_free, write_folder
 from lorareg.compress.progress import Reporter
 from lorareg.compress.tasks.known import Comparison, compare, decode_all, find_cohort, newest
 from lorareg.compress.tasks.merge import inner_products, merged
-from lorareg.compress.tasks.novel import Mixture, Novelty, judge_novelty, predict_mixture
+from lorareg.compress.tasks.novel import Mixture, Novelty, judge_novelty, predict_mixture, similarity_average
 from lorareg.registry.card import novel_card, tidy_description
 from lorareg.registry.errors import ContractError, MissingBlobError, NothingToDoError, UnrelatedTaskError
 from lorareg.registry.reader import Reader
@@ -35,7 +35,7 @@ from lorareg.registry.types import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter
 if TYPE_CHECKING:
     from lorareg.compress.tasks.samples import FewShot, Shot
 
-Method = Literal["mixture", "network", "nearest", "mean"]
+Method = Literal["similarity", "mixture", "network", "nearest", "mean"]
 
 MOST_MEMBERS = 256
 """The nearest tasks that a mixture is of: their factors are in memory together."""
@@ -109,7 +109,7 @@ def generate(home: Path, request: Request, out: Path | None, reporter: Reporter,
     description = tidy_description(request.description)
     if not description and request.samples is None:
         raise NothingToDoError(message="There is no task to generate for: give a --description, --samples, or both.")
-    if not description and request.by in ("nearest", "network"):
+    if not description and request.by in ("similarity", "nearest", "network"):
         raise ContractError(option=f"--by {request.by}", reason="it goes by what the task is; give a --description")
     with Reader(home) as reader:
         target = out if out is not None else Path(folder_name(description, request.samples))
@@ -219,6 +219,8 @@ class _Run:
         count = len(adapters)
         if self.request.by == "nearest" and novelty is not None:
             return np.asarray(np.arange(count) == novelty.similarities.argmax(), np.float64), None
+        if self.request.by == "similarity" and self.comparisons:
+            return similarity_average(self.comparisons[-1].condition.similarities), None  # the best comes last
         if self.request.by == "mean" or not self.comparisons:
             return np.full(count, 1 / count), None
         gram = inner_products(adapters, self.layout.scales).sum(axis=0)
@@ -259,6 +261,7 @@ class _Run:
 def _card_lines(made: Made, request: Request, cohort: Cohort) -> list[str]:
     """What a card says of where the adapter is from."""
     how = {
+        "similarity": f"{len(made.neighbours)} adapters of cohort `{cohort.name}`, weighted by similarity",
         "mixture": f"A mixture of {len(made.neighbours)} adapters of cohort `{cohort.name}`",
         "mean": f"The mean of {len(made.neighbours)} adapters of cohort `{cohort.name}`",
         "nearest": f"The adapter of the nearest task in cohort `{cohort.name}`",

@@ -33,7 +33,7 @@ def contents(home: Path) -> dict[str, bytes]:
 
 def test_a_description_becomes_a_peft_folder(run: Run, home: Path, folders: Path, tmp_path: Path) -> None:
     before, out = contents(home), tmp_path / "out"
-    found = run("generate", "-d", SWEDISH, "-o", out, "--home", home, "--json")
+    found = run("generate", "-d", SWEDISH, "-o", out, "--by", "mixture", "--home", home, "--json")
     assert found.exit_code == 0, found.err
     assert contents(home) == before
     data = found.data
@@ -51,6 +51,15 @@ def test_a_description_becomes_a_peft_folder(run: Run, home: Path, folders: Path
     assert "Novel: quality unproven" in card
     assert "| `man-nl@1` | 0." in card
     assert card_description(card) == SWEDISH
+
+
+def test_a_description_alone_goes_by_similarity(run: Run, home: Path, tmp_path: Path) -> None:
+    found = run("generate", "-d", SWEDISH, "-o", tmp_path / "out", "--home", home, "--json").data
+    assert found["mixture"] is None
+    first, second, third = (one["weight"] for one in found["neighbours"])
+    assert first >= second > third > 0
+    assert first + second + third == pytest.approx(1)
+    assert "weighted by similarity" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_is_made_can_be_ingested(run: Run, home: Path, tmp_path: Path) -> None:
