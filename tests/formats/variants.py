@@ -246,7 +246,42 @@ def _make_kohya(folder: Path, *, dora: bool) -> None:
     save_file(tensors, folder / "style.safetensors", metadata=metadata)
 
 
+def transformer() -> Any:
+    torch.manual_seed(0)
+    return diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+    ).eval()
+
+
+def _make_transformer(folder: Path) -> None:
+    model = transformer()
+    model.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_v"]))
+    _randomise(model)
+    state = peft.get_peft_model_state_dict(model)
+    diffusers.StableDiffusion3Pipeline.save_lora_weights(str(folder), transformer_lora_layers=state)
+    (folder / "README.md").write_text("---\nbase_model:\n- tiny/transformer\n---\n")
+
+
+def _run_transformer(folder: Path) -> Tensor:
+    model = transformer()
+    model.load_lora_adapter(str(folder), prefix="transformer", weight_name="pytorch_lora_weights.safetensors")
+    torch.manual_seed(2)
+    inputs = (torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16), torch.randn(1, 16), torch.tensor([3]))
+    with torch.no_grad():
+        return torch.as_tensor(model(*inputs).sample)
+
+
 DIFFUSERS_VARIANTS = [
+    Variant("diffusers_transformer", "LoRA of a transformer (SD3's)", _make_transformer, _run_transformer),
     Variant(
         "diffusers",
         "`pytorch_lora_weights.safetensors` with `lora_adapter_metadata`",
