@@ -15,11 +15,18 @@ _BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?(?P<name>[^\n\[
 _MARK = re.compile(rf"{MARK_START}\n.*?{MARK_END}\n+", re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^(```|~~~).*?(?:^\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
+_TEMPLATE = (
+    "Users (both direct and downstream) should be made aware of",
+    "Use the code below to get started with",
+    "Carbon emissions can be estimated using",
+)
+"""Starts of what the Hub's template for cards says of every model, which PEFT writes with each adapter."""
+
 _NOT_PROSE = re.compile(r"#|[-*+] |\d+[.)] |[|>!<]|\[!\[|=+$|-+$|\[More Information Needed\]")
 
 
 def card_description(card: str) -> str:
-    """The first paragraph that is neither front matter, heading, list, table, image nor placeholder; else ''."""
+    """The first paragraph that is no front matter, heading, list, table, image, placeholder or template; else ''."""
     text = card.removeprefix("\ufeff").replace("\r\n", "\n")
     text = _FENCE.sub("", _COMMENT.sub("", _FRONT_MATTER.sub("", text)))
     for paragraph in re.split(r"\n[ \t]*\n", text):
@@ -27,7 +34,7 @@ def card_description(card: str) -> str:
         while lines and lines[0].startswith("#"):  # a heading with its paragraph straight under it
             del lines[0]
         underlined = len(lines) == 2 and re.fullmatch(r"=+|-+", lines[1])
-        if lines and not underlined and not _NOT_PROSE.match(lines[0]):
+        if lines and not underlined and not _NOT_PROSE.match(lines[0]) and not lines[0].startswith(_TEMPLATE):
             return tidy_description(" ".join(lines))
     return ""
 

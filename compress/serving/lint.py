@@ -140,9 +140,9 @@ def _targets(config: Mapping[str, Any], layout: Layout) -> Iterator[LintFinding]
 
 
 def _engines(config: Mapping[str, Any], layout: Layout, weights: bytes, profile: str | None) -> Iterator[LintFinding]:
+    if profile is None and (not layout.slots or "lorareg_format" in config):
+        return  # nobody would have these engines serve it
     for name in ENGINES if profile is None else [profile]:
-        if name not in ENGINES:
-            continue
         try:
             adapt(name, config, layout, weights, "this adapter")
         except (ProfileError, OverflowError) as error:

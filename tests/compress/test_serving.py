@@ -251,6 +251,12 @@ def test_every_finding_is_found(rule: str, make: MakeAdapter) -> None:
     assert re.search(words, found[rule].found)
 
 
+def test_engines_are_not_told_of_where_nobody_would_ask_them(make: MakeAdapter) -> None:
+    path = make(config={"peft_type": "IA3"})
+    assert rules_of(lint_path(path)) == ["kept-exactly"]
+    assert rules_of(lint_path(path, "vllm")) == ["not-for-vllm", "kept-exactly"]
+
+
 def test_shards_are_told_from_other_damage(make: MakeAdapter) -> None:
     path = changed(make(), f"{KEY}.lora_A.weight", lambda a: a[:0])
     (finding,) = lint_path(path)

@@ -67,3 +67,14 @@ def test_marking_any_card_twice_is_marking_it_once(card: str) -> None:
     once = mark_reconstructed(card, "x", ["a"])
     assert MARK_START in once
     assert mark_reconstructed(once, "x", ["a"]).count(MARK_START) == once.count(MARK_START)
+
+
+def test_what_the_template_says_of_every_model_is_no_description() -> None:
+    said = (
+        "Users (both direct and downstream) should be made aware of the risks.",
+        "Use the code below to get started with the model.",
+        "Carbon emissions can be estimated using the calculator.",
+    )
+    template = "---\nbase_model: m\n---\n\n# Model Card\n\n" + "\n\n## Heading\n\n".join(said) + "\n"
+    assert card_description(template) == ""
+    assert card_description(f"{template}\nDraft clauses.\n") == "Draft clauses."
