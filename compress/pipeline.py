@@ -14,12 +14,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import get_args
 
 from lorareg.compress.codec.codecs import LoadedGenerator
 from lorareg.compress.codec.encode import Draft
-from lorareg.compress.codec.extras import pack_extras
+from lorareg.compress.codec.extras import is_reference, pack_extras
 from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
 from lorareg.compress.contracts.gate import Candidate, Encoder, Kept
 from lorareg.compress.contracts.judge import Judge, Judges
@@ -385,7 +387,8 @@ class _CohortRun:
             fidelity={**encoded.fidelity.to_dict(), **kept.measured, **reason},
         )
         if encoded.codec.tier != "lossless":
-            self.registry.put_files(adapter, pack_extras(source.original.extras, self.layout))
+            found = pack_extras(source.original.extras, self.layout, partial(self._reference, adapter))
+            self.registry.put_files(adapter, found)
         output = restore_weights(self.registry, adapter, new)
         factors = source.original.factors  # read before the code they may come from is superseded
         encoding = self.registry.record_encoding(new)
@@ -394,6 +397,19 @@ class _CohortRun:
         else:
             proof = prove(self.registry, adapter, encoding, output, factors)
         self.registry.certify(adapter, encoding, proof)
+
+    def _reference(self, adapter: Adapter, path: str) -> bytes | None:
+        """What the first other adapter that keeps it whole has at a path of extras."""
+        others = (
+            "SELECT sha256, MIN(adapter_id) AS first FROM adapter_file WHERE path = :path AND adapter_id <> :id "
+            "AND adapter_id IN (SELECT id FROM adapter WHERE cohort_id = :cohort_id) GROUP BY sha256 ORDER BY first"
+        )
+        for row in self.registry.fetch(others, path=path, id=adapter.id, cohort_id=self.cohort.id):
+            with suppress(IntegrityError):  # a damaged one is no reference; `check` tells of it
+                data = self.registry.blobs.get(row["sha256"])
+                if is_reference(data):
+                    return data
+        return None
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
         encodings = self.registry.encodings(self.cohort.id)
