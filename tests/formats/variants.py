@@ -111,6 +111,8 @@ def _name_base_model(folder: Path) -> None:
 
 
 def _lora(**changes: Any) -> Callable[[], Any]:
+    if changes.get("init_lora_weights") == "eva":
+        changes["eva_config"] = peft.EvaConfig()
     defaults: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     return lambda: peft.LoraConfig(**{**defaults, **changes})
 
@@ -155,7 +157,7 @@ PEFT_VARIANTS = [
     _peft("alora", "`alora_invocation_tokens`", _lora(alora_invocation_tokens=[3, 4], task_type="CAUSAL_LM")),
     *(
         _peft(f"init_{kind}", f"`init_lora_weights={kind!r}`", _lora(init_lora_weights=kind))
-        for kind in ("gaussian", "olora", "orthogonal", "pissa")
+        for kind in ("eva", "gaussian", "olora", "orthogonal", "pissa")
     ),
     _peft("bf16", "bfloat16", _lora(), dtype=torch.bfloat16),
     _peft("fp16", "float16", _lora(), dtype=torch.float16),
