@@ -14,27 +14,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import get_args
 
 from lorareg.compress.codec.codecs import LoadedGenerator
 from lorareg.compress.codec.encode import Draft
-from lorareg.compress.codec.extras import is_reference, pack_extras
 from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
-from lorareg.compress.contracts.gate import Candidate, Encoder, Kept
+from lorareg.compress.contracts.gate import Candidate, Encoder
 from lorareg.compress.contracts.judge import Judge, Judges
 from lorareg.compress.contracts.source import Source, refusal, source_of
 from lorareg.compress.factors.canonical import group_by_init
 from lorareg.compress.generators.generator import Int8
 from lorareg.compress.generators.group import Group
-from lorareg.compress.materialize import restore_weights
 from lorareg.compress.planning.choose import NONE, GeneratorChoice, train_module, trains_network
 from lorareg.compress.planning.coordinates import Turned, covers
 from lorareg.compress.planning.plan import EMPTY, Members, Plan, draft_of, latent_of
 from lorareg.compress.progress import Reporter
-from lorareg.compress.proofs.verify import prove, prove_carried
+from lorareg.compress.recording import record_code
 from lorareg.compress.tasks.describe import TaskVectors
 from lorareg.registry.errors import IntegrityError, NothingToDoError
 from lorareg.registry.store import Registry
@@ -43,10 +39,8 @@ from lorareg.registry.types import (
     Cohort,
     Encoding,
     Layout,
-    NewEncoding,
     NewGenerator,
     Tier,
-    sha256_hex,
 )
 from lorareg.registry.types import Generator as GeneratorRecord
 
@@ -344,7 +338,7 @@ class _CohortRun:
                 self.messages.append(f"{task.adapter.ref} stays as it is: another code would not be smaller")
                 self.reporter.advance(1)
                 continue
-            self._record(task, kept, record)
+            record_code(self.registry, task, kept, record.id if record and kept.encoded.uses_generator else None)
             users += kept.encoded.uses_generator
             spent += len(kept.encoded.code)
             share = 100 * len(kept.encoded.code) / len(task.original.data)
@@ -366,50 +360,6 @@ class _CohortRun:
                 f"the budget is not used up: codes take {spent} of {budget:.0f} bytes, and more would not bring the "
                 "error below 0.1%; --tolerance 0 keeps adapters as they are"
             )
-
-    def _record(self, source: Source, kept: Kept, record: GeneratorRecord | None) -> None:
-        """Store the code, decode it from the store, only then make it the adapter's encoding, and certify it.
-
-        What the weights file has beside factors is stored first: it is the adapter's, whatever codes it has.
-        """
-        encoded, adapter = kept.encoded, source.adapter
-        reason = {"reason": encoded.reason} if encoded.reason else {}
-        new = NewEncoding(
-            adapter_id=adapter.id,
-            generator_id=record.id if record and encoded.uses_generator else None,
-            codec=encoded.codec.name,
-            tier=encoded.codec.tier,
-            sha256=self.registry.blobs.put_bytes(encoded.code),
-            size_bytes=len(encoded.code),
-            output_digest=sha256_hex(encoded.output),
-            output_bytes=len(encoded.output),
-            tolerance=kept.tolerance,
-            fidelity={**encoded.fidelity.to_dict(), **kept.measured, **reason},
-        )
-        if encoded.codec.tier != "lossless":
-            found = pack_extras(source.original.extras, self.layout, partial(self._reference, adapter))
-            self.registry.put_files(adapter, found)
-        output = restore_weights(self.registry, adapter, new)
-        factors = source.original.factors  # read before the code they may come from is superseded
-        encoding = self.registry.record_encoding(new)
-        if source.carried and source.present is not None:
-            proof = prove_carried(self.registry, adapter, source.present, encoding, output, factors)
-        else:
-            proof = prove(self.registry, adapter, encoding, output, factors)
-        self.registry.certify(adapter, encoding, proof)
-
-    def _reference(self, adapter: Adapter, path: str) -> bytes | None:
-        """What the first other adapter that keeps it whole has at a path of extras."""
-        others = (
-            "SELECT sha256, MIN(adapter_id) AS first FROM adapter_file WHERE path = :path AND adapter_id <> :id "
-            "AND adapter_id IN (SELECT id FROM adapter WHERE cohort_id = :cohort_id) GROUP BY sha256 ORDER BY first"
-        )
-        for row in self.registry.fetch(others, path=path, id=adapter.id, cohort_id=self.cohort.id):
-            with suppress(IntegrityError):  # a damaged one is no reference; `check` tells of it
-                data = self.registry.blobs.get(row["sha256"])
-                if is_reference(data):
-                    return data
-        return None
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
         encodings = self.registry.encodings(self.cohort.id)
