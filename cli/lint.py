@@ -90,4 +90,4 @@ def _each(
         layout = Layout.from_json(reader.cohort(adapter.cohort_id).layout)
         weights = restore_weights(reader, adapter, reader.encoding(adapter.id))
         config = json.loads(reader.read_file(adapter, CONFIG_FILE))
-        yield adapter.ref, lint_weights(config, layout, weights, profile, str(config.get("peft_type")))
+        yield adapter.ref, lint_weights(config, layout, weights, profile)

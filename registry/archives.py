@@ -48,7 +48,7 @@ MOST_RATIO = 200
 """Unpacked bytes for each byte of the archive, beyond the first `ALWAYS_ALLOWED_BYTES`: weights shrink by a tenth."""
 ALWAYS_ALLOWED_BYTES = 64 << 20
 MOST_TEXT_BYTES = 64 << 20  # of one file that holds no weights
-MOST_NAME_CHARS = 1024
+MOST_NAME_CHARS, MOST_PART_BYTES = 1024, 255
 _MOST_HEADER_BYTES = 1 << 20  # of one extended header of a tar, which is read into memory
 _MOST_WINDOW_BYTES = 128 << 20  # that a packed stream may ask for
 _CHUNK_BYTES = 1 << 20
@@ -90,6 +90,8 @@ def unpacked(path: Path) -> Iterator[Path]:
             except NotImplementedError as error:
                 unpacking.refuse("", f"it is packed in a way that is not read here ({error})")
             except _DAMAGED as error:
+                if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+                    unpacking.refuse("", f"one member is a file and another's folder ({Path(error.filename).name!r})")
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # the machine's refusal, such as a full disk
                 unpacking.refuse("", f"it is damaged or cut short ({error})")
@@ -108,7 +110,8 @@ class _Unpacking:
     seen: dict[str, str] = field(default_factory=dict)
 
     def untar(self, file: IO[bytes]) -> None:
-        with _stream(file) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_CappedHeader) as tar:
+        most_bytes = ALWAYS_ALLOWED_BYTES + MOST_RATIO * self.archive_bytes
+        with _stream(file) as stream, _open_tar(_Counted(stream, most_bytes)) as tar:
             for member in tar:
                 name = self._checked(member.name)
                 if member.isdir():
@@ -162,7 +165,8 @@ class _Unpacking:
         path = name.removeprefix("./").rstrip("/")
         parts = PurePosixPath(path).parts
         outside = path.startswith("/") or ".." in parts or "\\" in name or ":" in name
-        if outside or len(name) > MOST_NAME_CHARS or not name.isprintable():
+        long = len(name) > MOST_NAME_CHARS or any(len(part.encode()) > MOST_PART_BYTES for part in parts)
+        if outside or long or not name.isprintable():
             self.refuse(name, "its name leads outside the archive, or is none that every system has")
         folded = unicodedata.normalize("NFC", path).casefold()
         if self.seen.setdefault(folded, name) != name or (self._is_wanted(path) and (self.folder / path).exists()):
@@ -195,6 +199,24 @@ class _CappedHeader(tarfile.TarInfo):
         elif self.size < 0:
             raise tarfile.ReadError(f"a member of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
+
+
+class _Counted:
+    """A stream that ends in an error after so many bytes, whether or not anybody wanted what is in them."""
+
+    def __init__(self, stream: IO[bytes], most_bytes: int) -> None:
+        self._stream, self._left = stream, most_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise tarfile.ReadError(f"unpacked it is more than {MOST_RATIO} times as large")
+        return data
+
+
+def _open_tar(stream: _Counted) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r|", tarinfo=_CappedHeader)  # type: ignore[call-overload, no-any-return]
 
 
 @contextmanager

@@ -17,7 +17,6 @@ import io
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorareg.registry.errors import NothingToDoError
@@ -72,7 +71,7 @@ def make_bundle(lookup: Lookup, adapters: Sequence[Adapter], *, originals: bool)
     kept = 0
     for adapter in sorted(adapters, key=lambda one: (natural_key(one.name), one.version)):
         kept += numbered.add_adapter(adapter, originals=originals)
-    return Bundle(numbered.tables, dict(sorted(numbered.blobs.items())), len(adapters), kept)
+    return Bundle(numbered.finished(), dict(sorted(numbered.blobs.items())), len(adapters), kept)
 
 
 def write_bundle(
@@ -119,6 +118,7 @@ class _Numbered:
     lookup: Lookup
     tables: dict[str, list[Row]] = field(default_factory=lambda: {table: [] for table in TABLES})
     blobs: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, Row] = field(default_factory=dict)  # by digest
     numbers: dict[str, dict[int, int]] = field(default_factory=lambda: {"cohort": {}, "generator": {}})
 
     def add_adapter(self, adapter: Adapter, *, originals: bool) -> bool:
@@ -131,9 +131,9 @@ class _Numbered:
         wanted, kept = originals or not proven, False
         for file in self._rows("adapter_file", "adapter_id", adapter.id):
             is_original = file["path"] == WEIGHTS_FILE
-            code = encoding is not None and file["sha256"] == encoding["sha256"]
             self._put("adapter_file", {**file, "adapter_id": number})
-            if not is_original or code or (wanted and self.lookup.original(adapter) == "kept"):
+            # An original that is missing, though nobody let it go, is asked for, and reading it says so.
+            if not is_original or (wanted and self.lookup.original(adapter) != "pruned"):
                 self.blobs[file["sha256"]] = file["size_bytes"]
                 kept = kept or (is_original and not originals and encoding is not None)
             else:
@@ -175,11 +175,9 @@ class _Numbered:
 
     def _gone(self, file: Row, adapter: Adapter) -> None:
         """Say of an original that it is not there on purpose."""
-        if file["sha256"] in self.blobs or any(r["sha256"] == file["sha256"] for r in self.tables["retired_blob"]):
-            return
         retired = self.lookup.retired(file["sha256"])
         when = adapter.created_at if retired is None else retired.retired_at
-        row = {
+        self.gone[file["sha256"]] = {
             "sha256": file["sha256"],
             "size_bytes": file["size_bytes"],
             "kind": "original",
@@ -188,7 +186,12 @@ class _Numbered:
             "retired_at": when,
             "deleted_at": when if retired is None or retired.deleted_at is None else retired.deleted_at,
         }
-        self._put("retired_blob", row)
+
+    def finished(self) -> dict[str, list[Row]]:
+        """All tables, once every adapter was added: what one adapter does without, another may bring."""
+        for digest in sorted(self.gone.keys() - self.blobs.keys()):
+            self._put("retired_blob", self.gone[digest])
+        return self.tables
 
     def _rows(self, table: str, column: str, value: object) -> list[Row]:
         order = {"adapter_file": " ORDER BY path", "tag": " ORDER BY label", "task_vector": " ORDER BY encoder"}
@@ -221,8 +224,3 @@ def selected(lookup: Lookup, refs: Iterable[str], cohorts: Iterable[str]) -> lis
 def is_extra(path: str) -> bool:
     """Whether a file of an adapter is what its code leaves out."""
     return path.startswith(EXTRAS_FOLDER)
-
-
-def bundle_path(out: Path | None) -> Path:
-    """Where a bundle goes."""
-    return Path("lorareg.tar") if out is None else out

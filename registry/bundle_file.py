@@ -114,7 +114,7 @@ class BundleFile:
         return members
 
     def _manifest(self) -> tuple[str, int]:
-        index = _parsed(self._text(self._members[INDEX_FILE]))
+        index = parsed(self._text(self._members[INDEX_FILE]))
         manifests = index.get("manifests") if isinstance(index, dict) else None
         if not isinstance(manifests, list) or len(manifests) != 1:
             self.refuse(f"{INDEX_FILE} does not name one manifest")
@@ -131,7 +131,7 @@ class BundleFile:
         digest, size = descriptor
         if size > most_bytes:
             self.refuse(f"{digest[:12]} has {size} bytes, more than the {most_bytes} allowed")
-        found = _parsed(self._bytes(digest, size))
+        found = parsed(self._bytes(digest, size))
         if not isinstance(found, dict):
             self.refuse(f"{digest[:12]} is not a JSON object")
         return found
@@ -184,8 +184,9 @@ class BundleFile:
         return values
 
 
-def _parsed(data: bytes) -> Any:
+def parsed(data: bytes | str) -> Any:
+    """The value of JSON; None where it is none."""
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -8,15 +8,15 @@ anew; what is here already is found by what it is (digests, names), so importing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, get_args
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from lorareg.registry.bundle import Row, is_extra
-from lorareg.registry.bundle_file import MODELS, REMEDY, BundleFile
-from lorareg.registry.certificate import Subject, compose, digest_of
+from lorareg.registry.bundle_file import MODELS, REMEDY, BundleFile, parsed
+from lorareg.registry.certificate import Subject, compose, digest_of, is_stale
 from lorareg.registry.encodings import claim_blob
 from lorareg.registry.errors import IntegrityError, LoraregError
 from lorareg.registry.ingest import adapter_digest, adapter_record, next_id
@@ -42,6 +42,7 @@ from lorareg.registry.types import (
     Encoding,
     Generator,
     Layout,
+    Tier,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ REFERENCES = (
     ("certificate", "encoding_id", "encoding"),
 )
 """(table, column, table that it refers to)"""
+
+JSON_COLUMNS = (
+    ("cohort", "layout"),
+    ("generator", "config"),
+    ("generator", "metrics"),
+    ("encoding", "tolerance"),
+    ("encoding", "fidelity"),
+    ("certificate", "facts"),
+)
+"""Texts that are JSON objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,14 @@ def check_rows(bundle: BundleFile) -> list[Parcel]:
         known = set(ids[target])
         if any(row[column] is not None and row[column] not in known for row in tables[table]):
             bundle.refuse(f"a row of {table} refers to a {target} that is not there")
+    for table, column in JSON_COLUMNS:
+        for row in tables[table]:
+            if not isinstance(parsed(row[column]), dict):
+                bundle.refuse(f"a row of {table} has {row[column][:40]!r} for its {column}, not a JSON object")
+    for row in tables["encoding"]:
+        error = parsed(row["fidelity"]).get("relative_error")
+        if row["tier"] not in get_args(Tier) or not isinstance(error, float | int):
+            bundle.refuse("a code is of a tier that there is not, or says no error")
     gone = {row["sha256"] for row in tables["retired_blob"]}
     for table in ("adapter_file", "generator", "encoding"):
         for row in tables[table]:
@@ -199,6 +218,8 @@ class _Recording:
         self.session, self.registry, self.bundle, self.done = session, registry, bundle, Imported()
         self.numbers: dict[str, dict[int, int]] = {name: {} for name in ("cohort", "adapter", "generator", "encoding")}
         self.new: set[int] = set()
+        versions = {row["id"]: row["version"] for row in bundle.tables["adapter"]}
+        self.versions = {row["id"]: versions[row["adapter_id"]] for row in bundle.tables["encoding"]}  # there
 
     def run(self) -> None:
         """Record everything, in an order in which each row refers to earlier ones."""
@@ -294,12 +315,15 @@ class _Recording:
         if number is None:
             return
         self._add("certificate", {**row, "encoding_id": number})
-        self.session.flush()
         encoding = self.session.get(EncodingRow, number)
         certificate = self.session.get(CertificateRow, number)
         assert encoding is not None
         assert certificate is not None
-        certificate.digest = digest_of(compose(self._subject(encoding), _record(Certificate, certificate)))
+        here, proof = self._subject(encoding), _record(Certificate, certificate)
+        there = replace(here, adapter=replace(here.adapter, version=self.versions[row["encoding_id"]]))
+        if is_stale(there, proof):
+            self.bundle.refuse(f"the certificate of {there.adapter.ref!r} does not match what it is of")
+        certificate.digest = digest_of(compose(here, proof))
 
     def _subject(self, encoding: EncodingRow) -> Subject:
         adapter = self.session.get(AdapterRow, encoding.adapter_id)

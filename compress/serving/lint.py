@@ -16,7 +16,7 @@ from lorareg.compress.serving.adapt import adapt
 from lorareg.compress.serving.engines import CHANGE_THE_BASE, ENGINES
 from lorareg.registry.errors import InvalidAdapterError, ProfileError
 from lorareg.registry.peft_format import read_adapter
-from lorareg.registry.types import Layout
+from lorareg.registry.types import LONE_SUFFIX, WEIGHTS_FILE, Layout
 
 Level = Literal["error", "warning", "note"]
 
@@ -56,10 +56,10 @@ class LintFinding:
 def lint_path(path: Path, profile: str | None = None) -> list[LintFinding]:
     """What is to be said of a PEFT folder or lone file, also one that `ingest` would refuse."""
     try:
-        adapter = read_adapter(path, "unknown" if path.suffix == ".safetensors" else None)
+        adapter = read_adapter(path, "unknown" if path.suffix == LONE_SUFFIX else None)
     except InvalidAdapterError as error:
         return [_finding("cannot-be-read", str(error))]
-    source = next(file.source for file in adapter.files if file.path == "adapter_model.safetensors")
+    source = next(file.source for file in adapter.files if file.path == WEIGHTS_FILE)
     return lint_weights(adapter.config, adapter.layout, source.read_bytes(), profile, adapter.opaque)
 
 

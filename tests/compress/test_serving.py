@@ -95,7 +95,6 @@ def test_an_engine_computes_the_same(name: str, profile: str, make: MakeAdapter)
     for module, update in wanted.items():
         assert np.allclose(served[module], update, rtol=1e-5, atol=1e-6), module
     assert made.relative_error < 1e-6
-    assert len({slot.shape for slot in read_folder(path).layout.slots}) > 0
     assert isinstance(made.config["target_modules"], list)
     assert made.config["base_model_name_or_path"] == "tiny/base-model"
     if not changes:

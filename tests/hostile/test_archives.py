@@ -116,6 +116,10 @@ def zeros(size: int) -> bytes:
     return tar_bytes((member(WEIGHTS), bytes(size)))
 
 
+def unwanted(size: int) -> bytes:
+    return tar_bytes((member("task/optimizer.bin"), bytes(size)))
+
+
 BOMB = 400 << 20
 TASKS = ("man-de", "man-nl")
 
@@ -157,6 +161,9 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "long header": ("a.tar", long_header, "an extended header of 1073741824 bytes"),
     "zstd lying": ("m.safetensors.zst", zstd_lying, "damaged or cut short"),
+    "gzip bomb that nobody wants": ("a.tar.gz", lambda: gzip.compress(unwanted(BOMB), 9), "more than 200 times"),
+    "file and folder": ("a.tar", lambda: tar_of("x.safetensors", "x.safetensors/README.md"), "another's folder"),
+    "long part": ("a.tar", lambda: tar_of("y" * 300 + "/README.md"), "leads outside"),
     "gzip bomb": ("a.tar.gz", lambda: gzip.compress(zeros(BOMB), 9), "more than 200 times"),
     "zstd bomb": ("m.safetensors.zst", lambda: zstandard.compress(bytes(BOMB)), "more than 200 times"),
     "undeclared zstd bomb": ("m.safetensors.zst", lambda: undeclared(bytes(BOMB)), "more than 200 times"),
@@ -203,7 +210,14 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(
 
 def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
     """In a process of its own, so that its peak memory is its own; 2 s and 256 MiB beyond the file."""
-    for name in ("gzip bomb", "zstd bomb", "undeclared zstd bomb", "zip bomb", "long header"):
+    for name in (
+        "gzip bomb",
+        "gzip bomb that nobody wants",
+        "zstd bomb",
+        "undeclared zstd bomb",
+        "zip bomb",
+        "long header",
+    ):
         file_name, build, _ = HOSTILE[name]
         archive = tmp_path / file_name
         archive.write_bytes(build())

@@ -20,7 +20,14 @@ from lorareg.compress.proofs.verify import verify
 from lorareg.registry import unbundle
 from lorareg.registry.bundle import BLOBS_PREFIX, TABLES, make_bundle, selected, write_bundle
 from lorareg.registry.bundle_file import BundleFile
-from lorareg.registry.errors import BundleError, IntegrityError, LoraregError, NewerFormatError, NothingToDoError
+from lorareg.registry.errors import (
+    BundleError,
+    IntegrityError,
+    LoraregError,
+    MissingBlobError,
+    NewerFormatError,
+    NothingToDoError,
+)
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.rows import row_digest
 from lorareg.registry.store import Registry
@@ -123,6 +130,28 @@ def test_names_that_are_taken_become_the_next_version(source: Path, sample_adapt
         assert registry.adapter("man-de@best").ref == "man-de@1"
         for ref in ("man-de@2", "man-nl", "src-rust"):
             assert not verify(registry, registry.adapter(ref)).problems
+
+
+def test_an_original_that_is_missing_is_not_called_pruned(sample_adapters: Path, tmp_path: Path) -> None:
+    with Registry.open(tmp_path / "source", create=True) as registry:
+        adapter = registry.ingest(read_folder(sample_adapters / "man-nl"), name="plain").adapter
+        (weights,) = (file for file in registry.files(adapter) if file.path == "adapter_model.safetensors")
+        registry.blobs.path(weights.sha256).unlink()
+        assert registry.original(adapter) == "missing"
+    with pytest.raises(MissingBlobError, match="is missing from"):
+        exported(tmp_path / "source", tmp_path / "a.tar")
+
+
+def test_weights_that_another_adapter_brings_are_not_called_gone(source: Path, tmp_path: Path) -> None:
+    """The same weights twice: once certified, once without a code, so that they come along."""
+    home = tmp_path / "home"
+    imported(home, exported(source, tmp_path / "a.tar", "man-nl"))
+    samples = Path(__file__).parents[2] / "examples" / "adapters"
+    with Registry.open(home, create=False) as registry:
+        registry.ingest(read_folder(samples / "man-nl"), name="twin")
+        bundle = make_bundle(registry, registry.adapters(), originals=False)
+    assert [row["name"] for row in bundle.tables["adapter"]] == ["man-nl", "twin"]
+    assert not bundle.tables["retired_blob"]
 
 
 def test_nothing_to_export_says_so(tmp_path: Path) -> None:
@@ -240,6 +269,13 @@ def two_codes(parts: Parts) -> None:
     parts.seal()
 
 
+def forged(parts: Parts) -> None:
+    """An error in a certificate made smaller."""
+    row = parts.rows["tables"]["certificate"][0]
+    parts.sign("certificate", 0, module_errors="00" * (len(row["module_errors"]) // 2))
+    parts.seal()
+
+
 def without_table(parts: Parts) -> None:
     del parts.rows["tables"]["tag"]
     parts.seal()
@@ -267,8 +303,13 @@ HOSTILE: dict[str, tuple[Callable[[Parts], None], type[LoraregError], str]] = {
     "number as text": (resign("adapter", rank="2"), BundleError, "has '2' for its rank"),
     "foreign cohort": (resign("adapter", cohort_id=77), BundleError, "a row of adapter refers to a cohort"),
     "another layout": (resign("cohort", layout='{"scales":[],"slots":[]}'), BundleError, "another layout than its"),
-    "broken layout": (resign("cohort", layout="{"), BundleError, "a layout that cannot be read"),
+    "broken layout": (resign("cohort", layout='{"slots":7}'), BundleError, "a layout that cannot be read"),
     "another digest": (resign("adapter", digest="0" * 64), BundleError, "other files than its digest says"),
+    "broken fidelity": (resign("encoding", fidelity="{"), BundleError, "for its fidelity, not a JSON object"),
+    "no error": (resign("encoding", fidelity="{}"), BundleError, "or says no error"),
+    "unknown tier": (resign("encoding", tier="best"), BundleError, "a code is of a tier that there is not"),
+    "forged certificate": (forged, BundleError, "the certificate of 'man-de@1' does not match what it is of"),
+    "empty certificate": (resign("certificate", facts="{}"), BundleError, "the certificate of 'man-de@1' does not"),
     "path out": (resign("adapter_file", path="../x"), LoraregError, r"'\.\./x' is not valid"),
     "name out": (resign("adapter", name="../x"), LoraregError, r"'\.\./x' is not valid"),
     "label": (resign("tag", label="a b"), LoraregError, "'a b' is not valid"),
