@@ -43,6 +43,8 @@ from lorareg.cli import verify as verify_command
 from lorareg.cli.options import AsJson, Home, Quiet
 from lorareg.registry.errors import StoppedError
 
+STOPPED = "Stopped. What was recorded before is safe; run the same command again to go on."
+
 
 class Commands(TyperGroup):
     """The group of all commands; turns Ctrl-C into an error like any other."""
@@ -56,9 +58,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise StoppedError(
-                message="Stopped. What was recorded before is safe; run the same command again to go on."
-            ) from error
+            raise StoppedError(message=STOPPED) from error
 
 
 app = typer.Typer(
@@ -142,5 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(args=None if arguments is None else list(arguments), prog_name="lorareg")
+    except KeyboardInterrupt:  # before a command ran: typer is still reading what commands there are
+        sys.exit(failures.handle(StoppedError(message=STOPPED)))
     except Exception as error:  # the one handler
         sys.exit(failures.handle(error))

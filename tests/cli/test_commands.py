@@ -273,6 +273,15 @@ def test_any_command_stops_cleanly(run: Run, home: Path, monkeypatch: pytest.Mon
     assert (result.exit_code, "Stopped." in result.err) == (130, True)
 
 
+def test_ctrl_c_before_a_command_runs_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lorareg.cli.main.app", interrupt)
+    result = run("list")
+    assert (result.exit_code, "Stopped." in result.err) == (130, True)
+
+
 @pytest.fixture
 def fake_materialize(home: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A materialize that copies the folder an adapter was ingested from."""
