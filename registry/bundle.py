@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorareg.registry.errors import NothingToDoError
 from lorareg.registry.names import natural_key
-from lorareg.registry.rows import SCHEMA_REVISION, row_digest, verify_row
+from lorareg.registry.rows import BUNDLE_REVISION, row_digest, verify_row
 from lorareg.registry.types import EXTRAS_FOLDER, WEIGHTS_FILE, Adapter, canonical_json, sha256_hex
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def write_bundle(
     bundle: Bundle, read: Callable[[str], bytes], out: io.BufferedIOBase, advance: Callable[[int], object]
 ) -> int:
     """Write the file; its size in bytes. `read` gives a blob, verified; `advance` is called after each."""
-    rows = canonical_json({"format": FORMAT, "schema": SCHEMA_REVISION, "tables": bundle.tables}).encode()
+    rows = canonical_json({"format": FORMAT, "schema": BUNDLE_REVISION, "tables": bundle.tables}).encode()
     layers = [{"mediaType": BLOB_TYPE, "digest": f"sha256:{d}", "size": s} for d, s in bundle.blobs.items()]
     manifest = canonical_json(
         {

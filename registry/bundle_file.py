@@ -24,7 +24,7 @@ from lorareg.registry.bundle import (
 )
 from lorareg.registry.errors import BundleError, IntegrityError, NewerFormatError
 from lorareg.registry.files import open_regular
-from lorareg.registry.rows import SCHEMA_REVISION, row_digest
+from lorareg.registry.rows import BUNDLE_REVISION, row_digest
 from lorareg.registry.schema import (
     AdapterFileRow,
     AdapterRow,
@@ -158,11 +158,11 @@ class BundleFile:
     def _tables(self, rows: Mapping[str, Any]) -> dict[str, list[Row]]:
         """Rows as the models take them, each held to its digest."""
         form, schema, tables = rows.get("format"), rows.get("schema"), rows.get("tables")
-        if not isinstance(form, int) or form > FORMAT or not isinstance(schema, str) or schema > SCHEMA_REVISION:
-            found, expected = f"format {form}, schema {schema}", f"format {FORMAT}, schema {SCHEMA_REVISION}"
+        if not isinstance(form, int) or form > FORMAT or not isinstance(schema, str) or schema > BUNDLE_REVISION:
+            found, expected = f"format {form}, schema {schema}", f"format {FORMAT}, schema {BUNDLE_REVISION}"
             raise NewerFormatError(what=f"The bundle {self.path}", found=found, expected=expected)
-        if schema != SCHEMA_REVISION or not isinstance(tables, dict) or set(tables) != set(TABLES):
-            self.refuse(f"its rows are of schema {schema} and not {SCHEMA_REVISION}, or tables are missing")
+        if schema != BUNDLE_REVISION or not isinstance(tables, dict) or set(tables) != set(TABLES):
+            self.refuse(f"its rows are of schema {schema} and not {BUNDLE_REVISION}, or tables are missing")
         return {table: [self._row(table, row) for row in tables[table]] for table in TABLES}
 
     def _row(self, table: str, row: object) -> Row:

@@ -31,6 +31,7 @@ TABLES = (
     "generator_copy",
     "retired_blob",
     "setting",
+    "token",
 )
 _BACKUP_REMEDY = "Restore the database from a backup."
 _FILE_REMEDY = "Restore it from a backup, or ingest the original again."

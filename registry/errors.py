@@ -266,6 +266,21 @@ class SamplesError(LoraregError):
     exit_code = 51
 
 
+# -- serving ----------------------------------------------------------------------------------
+
+
+class TokenError(LoraregError):
+    """Token {name!r}: {reason}. {remedy}"""
+
+    exit_code = 60
+
+
+class ServeError(LoraregError):
+    """The server cannot start: {reason}. {remedy}"""
+
+    exit_code = 61
+
+
 # -- the user changed their mind ----------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ from lorareg.registry.types import (
     Setting,
     Tag,
     TaskVector,
+    Token,
     Whereabouts,
 )
 
@@ -193,6 +194,14 @@ class Lookup(ABC):
     def generator_copies(self, generator_id: int) -> list[GeneratorCopy]:
         """Where second copies of a generator are."""
         return self._all(GeneratorCopy, "generator_copy", "WHERE generator_id = :id ORDER BY location", id=generator_id)
+
+    def tokens(self) -> list[Token]:
+        """Every access token, oldest first; revoked and expired ones are among them."""
+        return self._all(Token, "token", "ORDER BY id")
+
+    def token(self, token_id: int) -> Token | None:
+        """One access token, if there is one of that id."""
+        return self._first(Token, "token", "WHERE id = :id", id=token_id)
 
     def setting(self, name: str) -> Any:
         """What the registry remembers under a name; None if nothing."""

@@ -18,6 +18,7 @@ MAX_PATH_CHARS = 512
 
 _PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?", re.ASCII)
 _EXPECTED_NAME = f"'task' or 'namespace/task' in ASCII letters, digits, '_', '.', '-', up to {MAX_PART_CHARS} each"
+_EXPECTED_NAMESPACE = f"ASCII letters, digits, '_', '.', '-', up to {MAX_PART_CHARS}; or '*' for every task"
 _EXPECTED_LABEL = "a label such as 'stable' that is not a number, since 'task@3' means version 3"
 _EXPECTED_PATH = "a relative path such as 'adapter_config.json', with '/' between its parts"
 
@@ -47,6 +48,18 @@ def validate_task_name(name: str) -> str:
         if reason:
             raise InvalidNameError(kind="Task name", value=name, reason=reason, expected=_EXPECTED_NAME)
     return name
+
+
+def validate_namespace(namespace: str) -> str:
+    """Return `namespace` if it may be the first of a task name's two parts.
+
+    Raises:
+        InvalidNameError: it may not; the message says why.
+    """
+    reason = _part_problem(namespace)
+    if reason:
+        raise InvalidNameError(kind="Namespace", value=namespace, reason=reason, expected=_EXPECTED_NAMESPACE)
+    return namespace
 
 
 def validate_label(label: str) -> str:

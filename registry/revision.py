@@ -62,6 +62,8 @@ def read_revision(home: Path) -> str:
 def connect_read_only(home: Path) -> sqlite3.Connection:
     """Open the database at `home` without the means to change it; read-only media will do.
 
+    Threads may hand the connection on; one at a time uses it.
+
     Raises:
         RegistryError: it cannot be opened.
     """
@@ -71,7 +73,7 @@ def connect_read_only(home: Path) -> sqlite3.Connection:
         # WAL needs a shared-memory file beside the database, which read-only media cannot be given.
         uri += "&immutable=1"
     try:
-        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
     except sqlite3.Error as error:
         raise database_error(home, error) from error
     connection.row_factory = sqlite3.Row

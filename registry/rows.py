@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 from lorareg.registry.errors import IntegrityError
 from lorareg.registry.types import canonical_json, sha256_hex
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The newest migration, four digits. Here, so that the decode path can compare without Alembic."""
+
+BUNDLE_REVISION = "0002"
+"""The newest migration that changed a table whose rows are in bundles."""
 
 ROW_NAMES = ("id", "name", "adapter_id", "encoding_id", "generator_id", "sha256")
 """Columns that say which row of a table is meant, the first that it has."""

@@ -189,6 +189,22 @@ class SettingRow(Base):
     created_at: Mapped[str]
 
 
+class TokenRow(Base):
+    """An access token of a server, by the digest of its secret; see `tokens`."""
+
+    __tablename__ = "token"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    scope: Mapped[str]
+    namespace: Mapped[str]
+    secret_sha256: Mapped[str]
+    created_at: Mapped[str]
+    expires_at: Mapped[str | None]
+    revoked_at: Mapped[str | None]
+
+
 def stored_values(row: Base) -> dict[str, Any]:
     """Every column of a row as it is stored, `row_digest` included."""
     return {column.key: getattr(row, column.key) for column in row.__mapper__.columns}

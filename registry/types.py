@@ -19,6 +19,7 @@ Severity = Literal["error", "information"]
 Tier = Literal["lossless", "residual", "generated"]
 RetiredState = Literal["quarantined", "deleting", "deleted"]
 Whereabouts = Literal["kept", "pruned", "missing"]
+Scope = Literal["read", "write"]
 RetiredKind = Literal["original", "older code", "older generator"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -304,6 +305,20 @@ class Setting:
     name: str
     value: str  # canonical JSON
     created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What lets somebody ask a server for something. Its secret is not kept, only the secret's digest."""
+
+    id: int
+    name: str
+    scope: Scope
+    namespace: str  # the part of task names before the '/', or '*' for all
+    secret_sha256: str
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
 
 
 @dataclass(frozen=True, slots=True)
