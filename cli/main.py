@@ -37,8 +37,10 @@ from lorareg.cli import replicate as replicate_command
 from lorareg.cli import report as report_command
 from lorareg.cli import rm as rm_command
 from lorareg.cli import search as search_command
+from lorareg.cli import serve as serve_command
 from lorareg.cli import show as show_command
 from lorareg.cli import tag as tag_command
+from lorareg.cli import token as token_command
 from lorareg.cli import verify as verify_command
 from lorareg.cli.options import AsJson, Home, Quiet
 from lorareg.registry.errors import StoppedError
@@ -97,6 +99,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_command.import_bundle,
     "prune": prune_command.prune,
     "gc": prune_command.gc,
+    "serve": serve_command.serve,
     "migrate": migrate_command.migrate,
     "quickstart": quickstart_command.quickstart,
 }
@@ -104,6 +107,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     # What a command raises is for who reads the code; exit codes tell it to who runs it.
     app.command(_name, help=inspect.cleandoc(_command.__doc__ or "").partition("\n\nRaises:")[0])(_command)
+
+
+app.add_typer(token_command.app, name="token")
 
 
 def _print_version(wanted: bool) -> None:
@@ -127,7 +133,15 @@ def common(
     """Take the shared options before the command's name as well as after it."""
     shared = {"home": home, "as_json": as_json, "quiet": quiet}
     assert isinstance(ctx.command, Commands)
-    ctx.default_map = dict.fromkeys(ctx.command.list_commands(ctx), shared)
+    ctx.default_map = _for_every_command(ctx.command, shared)
+
+
+def _for_every_command(group: Any, shared: dict[str, Any]) -> dict[str, Any]:
+    """Defaults for the commands of a group and of the groups in it."""
+    return {
+        name: _for_every_command(command, shared) if hasattr(command, "commands") else shared
+        for name, command in group.commands.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

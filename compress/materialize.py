@@ -90,7 +90,7 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False, 
             adapted = adapt(profile, json.loads(config), layout, weights, f"adapter {adapter.ref!r}")
             config, weights = _dumped(adapted.config), adapted.weights
         files = {lone_name: weights} if lone_name else {CONFIG_FILE: config, WEIGHTS_FILE: weights}
-        card = _card(reader, adapter, encoding)
+        card = card_of(reader, adapter, encoding)
         if card is not None:
             files[CARD_FILE] = card
     write_folder(target, files)
@@ -110,7 +110,7 @@ def _dumped(config: Mapping[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _card(reader: Reader, adapter: Adapter, encoding: Encoding | None) -> bytes | None:
+def card_of(reader: Lookup, adapter: Adapter, encoding: Encoding | None) -> bytes | None:
     """The model card: as ingested where the weights are, else with a mark that says what they are."""
     files = {file.path: file for file in reader.files(adapter)}
     card = reader.read_file(adapter, CARD_FILE) if CARD_FILE in files else None

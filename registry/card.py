@@ -52,6 +52,11 @@ def tidy_description(text: str) -> str:
     return " ".join(words)[:MAX_DESCRIPTION_CHARS].rstrip()
 
 
+def unmarked(card: str) -> str:
+    """The card without the block that `mark_reconstructed` puts in."""
+    return _MARK.sub("", card)
+
+
 def mark_reconstructed(card: str, base_model: str, lines: Sequence[str]) -> str:
     """The card with a quoted block that says what was reconstructed, straight after its front matter.
 
