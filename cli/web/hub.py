@@ -16,6 +16,7 @@ decodes it. What is not here is 404 with the Hub's code, base models among it, o
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from datetime import datetime
 from email.utils import format_datetime
@@ -149,8 +150,8 @@ class Hub:
         if request.method == "HEAD" and "range" not in request.headers:
             headers["Content-Length"] = str(file.size_bytes)
             return Response(headers=headers, media_type=media_type)
-        path_on_disk = await run_in_threadpool(self.decoded.lease, file.sha256, lambda: self._content(offer, file))
-        return _Leased(path_on_disk, headers, media_type, lambda: self.decoded.release(file.sha256))
+        path_on_disk, status = await run_in_threadpool(self._leased, offer, file)
+        return _Leased(path_on_disk, status, headers, media_type, lambda: self.decoded.release(file.sha256))
 
     async def offer(self, request: Request) -> Offer:
         """What a request's path is about, if whoever asks may see it.
@@ -182,6 +183,14 @@ class Hub:
         except (UnknownAdapterError, InvalidNameError) as error:
             raise no_repository(name) from error
         raise no_repository(name)
+
+    def _leased(self, offer: Offer, file: OfferedFile) -> tuple[Path, os.stat_result]:
+        path = self.decoded.lease(file.sha256, lambda: self._content(offer, file))
+        try:
+            return path, path.stat()
+        except BaseException:
+            self.decoded.release(file.sha256)
+            raise
 
     def _content(self, offer: Offer, file: OfferedFile) -> bytes:
         if file.data is not None:
@@ -221,8 +230,15 @@ class _Leased(FileResponse):
 
     chunk_size = 1 << 20
 
-    def __init__(self, path: Path, headers: dict[str, str], media_type: str, release: Callable[[], None]) -> None:
-        super().__init__(path, headers=headers, media_type=media_type)
+    def __init__(
+        self,
+        path: Path,
+        status: os.stat_result,
+        headers: dict[str, str],
+        media_type: str,
+        release: Callable[[], None],
+    ) -> None:
+        super().__init__(path, headers=headers, media_type=media_type, stat_result=status)
         self._release = release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
