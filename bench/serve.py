@@ -40,7 +40,7 @@ WEIGHTS = "adapter_model.safetensors"
 STATIC_APP = """
 import sys, uvicorn
 from starlette.staticfiles import StaticFiles
-uvicorn.run(StaticFiles(directory=sys.argv[1]), port=int(sys.argv[2]), log_level="critical", access_log=False, http="h11")
+uvicorn.run(StaticFiles(directory=sys.argv[1]), port=int(sys.argv[2]), log_level="critical", http="h11")
 """
 NGINX = """daemon off; worker_processes 1; pid {work}/nginx.pid; error_log {work}/nginx.err;
 events {{ worker_connections 1024; }}

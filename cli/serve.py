@@ -15,7 +15,6 @@ from lorareg.registry.errors import MissingExtraError, ServeError
 from lorareg.registry.home import resolve_home
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-MOST_HEADER_BYTES = 32 << 10
 IDLE_S = 20
 SERVING_FOLDER = "serving"
 
@@ -103,7 +102,7 @@ def serve(
     socket = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
     print_error(f"serving {folder} at {address}" + (" (reading needs no token)" if anonymous else ""))
-    run(app, socket, header_bytes=MOST_HEADER_BYTES, idle_s=IDLE_S)
+    run(app, socket, header_bytes=settings.limits.header_bytes, idle_s=IDLE_S)
 
 
 def _is_loopback(host: str) -> bool:

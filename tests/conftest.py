@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,38 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    exit_code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `lorareg` with arguments in this process, through its own error handler."""
+
+    def run_command(*arguments: object) -> Result:
+        from lorareg.cli.main import main
+
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run_command
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from lorareg.cli.web.guard import Guard, Limits
 from lorareg.cli.web.hub import Hub
 from lorareg.cli.web.observe import Figures
 from lorareg.cli.web.offers import Offers
+from lorareg.cli.web.openapi import openapi
 from lorareg.cli.web.readers import Readers
 from lorareg.cli.web.replies import RefusedError, answer_to, refusal_of
 from lorareg.cli.web.uploads import Uploads
@@ -70,6 +71,8 @@ def make_app(settings: Settings) -> ASGIApp:
         return answer_to(error, request.state.request_id)
 
     async def health(request: Request) -> Response:
+        """Whether the registry can be read."""
+
         def look() -> None:
             with readers.borrow() as reader:
                 reader.fetch("SELECT count(*) AS n FROM cohort")
@@ -78,9 +81,14 @@ def make_app(settings: Settings) -> ASGIApp:
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
+        """Figures for Prometheus."""
         if granted(request).namespace != EVERY_NAMESPACE:
             raise RefusedError(403, "Forbidden", "This takes a token for every namespace.")
         return Response(figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def schema(request: Request) -> Response:
+        """This document."""
+        return JSONResponse(described)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -90,9 +98,12 @@ def make_app(settings: Settings) -> ASGIApp:
         if upstream is not None:
             await upstream.close()
 
-    routes = [Route("/healthz", health), Route("/metrics", metrics), *uploads.routes(), *hub.routes()]
+    own = [Route("/healthz", health), Route("/metrics", metrics), Route("/openapi.json", schema)]
+    routes = [*own, *uploads.routes(), *hub.routes()]
+    described = openapi(routes)
     handlers: dict[Any, Any] = dict.fromkeys((RefusedError, HTTPException, LoraregError, OSError, Exception), refused)
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app.router.redirect_slashes = False  # a redirect would name whatever host the request did
     return Guard(app, readers, figures, settings.limits, anonymous=settings.anonymous, hosts=settings.hosts)
 
 

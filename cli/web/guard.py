@@ -1,9 +1,11 @@
 """What every request passes before it is answered: room, time, size, and who asks. One ASGI layer around the routes.
 
-too many at once          503, or 429 where one client has its share already; Retry-After
-a body too large          413
-a slow client             is cut off: each piece that is read or sent has `patience_s`
-no token where one is due 401
+    too many at once            503, or 429 where one client has its share already; Retry-After
+    a head or body too large    431, 413
+    a slow client               is cut off: each piece that is read or sent has `patience_s`
+    no token where one is due   401
+
+Whatever goes wrong behind it becomes an answer here, or, where the answer had begun, the end of the connection.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Limits:
 
     requests: int = 512  # at once
     requests_per_client: int = 256  # at once, by token, or by address where there is none
+    header_bytes: int = 32 << 10  # with the path
     body_bytes: int = 1 << 30
     patience_s: float = 30.0
     uploads: int = 2  # at once
@@ -146,6 +149,15 @@ class _Exchange:
         return getattr(self.scope.get("endpoint"), "__name__", "none")
 
     def expect_size(self, connection: HTTPConnection) -> None:
+        """What headers say is no more than is taken on.
+
+        Raises:
+            RefusedError: 431 or 413.
+        """
+        head_bytes = len(self.scope["path"]) + len(self.scope["query_string"])
+        head_bytes += sum(len(name) + len(value) for name, value in self.scope["headers"])
+        if head_bytes > self._limits.header_bytes:
+            raise RefusedError(431, "TooLarge", "The headers are too large.", {"Connection": "close"})
         length = connection.headers.get("content-length", "0")
         if length.isdecimal() and int(length[:18]) > self._limits.body_bytes:
             raise self._too_large()

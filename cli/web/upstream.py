@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 from starlette.requests import Request
@@ -41,7 +42,8 @@ class Upstream:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         timeout = httpx2.Timeout(30.0, connect=5.0)
-        self._client = httpx2.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False)
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # one client's would go with another's request
+        self._client = httpx2.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False, cookies=no_cookies)
 
     def serves(self, request: Request) -> bool:
         """Whether a request may be passed on."""

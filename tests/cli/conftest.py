@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, make_dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lorareg.cli.main import main
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
 from lorareg.registry.types import Encoding, NewEncoding, NewGenerator, canonical_json
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
 TASKS = ("man-de", "man-nl", "src-rust")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command did."""
-
-    exit_code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `lorareg` with arguments in this process, through its own error handler."""
-
-    def run_command(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Result(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run_command
 
 
 @pytest.fixture
