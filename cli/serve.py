@@ -63,9 +63,9 @@ def serve(
     ] = None,
     home: Home = None,
 ) -> None:
-    """Serve adapters to stock clients: with HF_ENDPOINT=http://127.0.0.1:8321, huggingface_hub, PEFT and diffusers.
+    """Serve adapters to clients of the Hugging Face Hub.
 
-    A task is a repository, its versions and labels are revisions, and what is pushed is ingested. Adapters are
+    With HF_ENDPOINT=http://127.0.0.1:8321, huggingface_hub, PEFT and diffusers find them here. A task is a repository, its versions and labels are revisions, and what is pushed is ingested. Adapters are
     decoded when they are first asked for. On this machine whoever asks may read; writing, and any other address,
     takes a token (`lorareg token create`).
 

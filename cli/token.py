@@ -24,7 +24,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="What the token is cal
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make, list and revoke the tokens with which a server may be asked.",
+    help="Make, list and revoke access tokens of a server.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -21,6 +21,7 @@ from lorareg.registry.revision import BASE_REVISION, read_revision
 from lorareg.registry.rows import SCHEMA_REVISION
 from lorareg.registry.schema import Base
 from lorareg.registry.store import Registry
+from lorareg.registry.tokens import create_token
 
 MakeAdapter = Callable[..., Path]
 
@@ -78,18 +79,34 @@ def test_from_0001_with_rows(home: Path, make_adapter: MakeAdapter) -> None:
         assert list(registry.check(read_data=True)) == []
         registry.remember("base_model:tiny", "/models/tiny")
     move_schema(home, "0001")
-    move_schema(home, "0002")
+    move_schema(home, SCHEMA_REVISION)
     with Registry.open(home, create=False) as registry:
         assert registry.adapters() == before
         assert registry.setting("base_model:tiny") is None
 
 
+def test_from_0002_with_rows(home: Path, make_adapter: MakeAdapter) -> None:
+    with Registry.open(home, create=True) as registry:
+        registry.ingest(read_folder(make_adapter()), name="task")
+        before = registry.adapters()
+        create_token(registry, "ci", "read", "*")
+    move_schema(home, "0002")
+    assert Registry.migrate(home).found == "0002"
+    with Registry.open(home, create=False) as registry:
+        assert (registry.adapters(), registry.tokens()) == (before, [])
+        create_token(registry, "ci", "read", "*")
+        assert list(registry.check(read_data=True)) == []
+
+
+LATER = f"{int(SCHEMA_REVISION) + 1:04}"
+
+
 @pytest.fixture
 def later_schema(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """This lorareg knows schema 0003; what moves to it is noted, not done."""
+    """This lorareg knows a later schema; what moves to it is noted, not done."""
     moved: list[str] = []
     for module in (migrate_module, revision_module):
-        monkeypatch.setattr(module, "SCHEMA_REVISION", "0003")
+        monkeypatch.setattr(module, "SCHEMA_REVISION", LATER)
 
     def move(home: Path, revision: str) -> None:
         with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
@@ -109,20 +126,20 @@ def test_opening_an_older_registry_backs_it_up_and_migrates_once(
     for _ in range(2):
         with Registry.open(home, create=False) as registry:
             assert registry.adapter("task").version == 1
-    assert moved == ["0003"]
+    assert moved == [LATER]
     (backup,) = (home / "backups").iterdir()
-    assert backup.name.startswith("registry-0002-")
+    assert backup.name.startswith(f"registry-{SCHEMA_REVISION}-")
     with closing(sqlite3.connect(backup)) as copy:
         assert copy.execute("SELECT name FROM adapter").fetchall() == [("task",)]
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == (SCHEMA_REVISION,)
 
 
 def test_migrate_says_what_it_did(home: Path, request: pytest.FixtureRequest) -> None:
     Registry.open(home, create=True).close()
-    assert Registry.migrate(home) == migrate_module.Migration("0002", "0002", None)
+    assert Registry.migrate(home) == migrate_module.Migration(SCHEMA_REVISION, SCHEMA_REVISION, None)
     request.getfixturevalue("later_schema")
     migration = Registry.migrate(home)
-    assert (migration.found, migration.current) == ("0002", "0003")
+    assert (migration.found, migration.current) == (SCHEMA_REVISION, LATER)
     assert migration.backup is not None
     assert migration.backup.is_file()
 
@@ -135,7 +152,7 @@ def test_a_backup_that_cannot_be_written_stops_the_migration(
     monkeypatch.setattr(migrate_module, "BACKUPS_FOLDER", "blocked")
     (home / "blocked").mkdir()
     monkeypatch.setattr(migrate_module, "datetime", FixedTime)
-    (home / "blocked" / "registry-0002-then.sqlite").write_text("in the way")
+    (home / "blocked" / f"registry-{SCHEMA_REVISION}-then.sqlite").write_text("in the way")
     with pytest.raises(RegistryError, match="file is not a database"):
         Registry.open(home, create=False)
     assert moved == []
@@ -166,9 +183,9 @@ def test_a_migration_that_would_break_references_is_rolled_back(
 def test_a_newer_registry_is_refused_untouched(home: Path) -> None:
     Registry.open(home, create=True).close()
     with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
-        raw.execute("UPDATE alembic_version SET version_num = '0003'")
+        raw.execute("UPDATE alembic_version SET version_num = ?", (LATER,))
     for act in (lambda: Registry.open(home, create=True), lambda: migrate(home)):
-        with pytest.raises(NewerSchemaError, match=r"written by a newer lorareg .schema 0003"):
+        with pytest.raises(NewerSchemaError, match=f"written by a newer lorareg .schema {LATER}"):
             act()
     assert not (home / "backups").exists()
 

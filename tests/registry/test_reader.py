@@ -21,6 +21,7 @@ from lorareg.registry.errors import (
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.revision import database_error
+from lorareg.registry.rows import SCHEMA_REVISION
 from lorareg.registry.store import Registry
 
 MakeAdapter = Callable[..., Path]
@@ -79,7 +80,7 @@ def test_no_registry_here(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused(filled: Registry, home: Path) -> None:
     with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(NewerSchemaError, match="schema 9999, this one knows 0002"):
+    with pytest.raises(NewerSchemaError, match=f"schema 9999, this one knows {SCHEMA_REVISION}"):
         Reader(home)
 
 
