@@ -21,9 +21,14 @@ SERVING_FOLDER = "serving"
 
 def serve(
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen at; beyond this machine, tokens are asked for.")
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Address to listen at; beyond this machine, tokens are asked for."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")] = 8321,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 takes one that is free.")
+    ] = 8321,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -35,9 +40,12 @@ def serve(
     ] = None,
     cache_size: Annotated[str, typer.Option("--cache-size", metavar="SIZE", help="How much of them is kept.")] = "2GB",
     most_upload: Annotated[str, typer.Option("--most-upload", metavar="SIZE", help="The largest request.")] = "256MB",
-    most_requests: Annotated[int, typer.Option("--most-requests", min=1, help="At once; more get 503.")] = 512,
+    most_requests: Annotated[
+        int, typer.Option("--most-requests", metavar="N", min=1, help="At once; more get 503.")
+    ] = 512,
     most_per_client: Annotated[
-        int, typer.Option("--most-per-client", min=1, help="At once from one token or address; more get 429.")
+        int,
+        typer.Option("--most-per-client", metavar="N", min=1, help="At once from one token or address; more get 429."),
     ] = 256,
     tokens: Annotated[
         bool,
@@ -65,9 +73,10 @@ def serve(
 ) -> None:
     """Serve adapters to clients of the Hugging Face Hub.
 
-    With HF_ENDPOINT=http://127.0.0.1:8321, huggingface_hub, PEFT and diffusers find them here. A task is a repository, its versions and labels are revisions, and what is pushed is ingested. Adapters are
-    decoded when they are first asked for. On this machine whoever asks may read; writing, and any other address,
-    takes a token (`lorareg token create`).
+    With HF_ENDPOINT=http://127.0.0.1:8321, huggingface_hub, PEFT and diffusers find them here. A task is a repository,
+    its versions and labels are revisions, and what is pushed is ingested. Adapters are decoded when they are first
+    asked for. On this machine whoever asks may read; writing, and any other address, takes a token
+    (`lorareg token create`).
 
     Raises:
         ServeError: the address cannot be had, or other machines could ask and there are no tokens.
