@@ -1,9 +1,9 @@
-"""The blob store: files named by the SHA-256 of what they hold, `root/aa/bb...`, read-only once there.
+"""Blobs: bytes named by their SHA-256, read-only once there. What every blob store does, wherever it keeps them.
 
-A blob appears whole or not at all: it is written under `root/tmp`, hashed on the way, flushed,
-renamed, and its folder flushed, before a database row may mention it. Many blobs share one
-`staging`, so that what is staged can still be examined, and thrown away, before it is published.
-Whatever is read is hashed again; a blob that is put again while its stored copy is damaged is healed.
+A blob appears whole or not at all, and lasts before a database row may mention it. Many blobs share one `staging`: they
+are written to a folder on this machine and hashed on the way, so that what is staged can still be examined, and thrown
+away, before it is published. Whatever is read is hashed again; a blob that is put again while its stored copy is
+damaged is healed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from lorareg.registry.errors import IntegrityError, InvalidAdapterError, MissingBlobError
-from lorareg.registry.files import open_regular, sync_all, sync_file, sync_folder
+from lorareg.registry.errors import IntegrityError, InvalidAdapterError
+from lorareg.registry.files import open_regular
 
 CHUNK_BYTES = 1 << 20
 STALE_AFTER_S = 24 * 3600
@@ -31,12 +32,21 @@ _DAMAGED_REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class StagedBlob:
-    """A blob on its way in; `is_new` unless the store has it already, intact, which is then where `path` is."""
+    """A blob on its way in, at `path` until it is published; `is_new` unless the store has it already, intact."""
 
     path: Path
     sha256: str
     size_bytes: int
     is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob as the store lists it."""
+
+    sha256: str
+    size_bytes: int
+    stored_at_s: float  # since the epoch
 
 
 @dataclass(slots=True)
@@ -72,13 +82,7 @@ class Staging:
 
     def publish(self) -> None:
         """Make every staged blob last under its digest; only then may the database mention them."""
-        new = [blob for blob in self.blobs if blob.is_new]
-        sync_all(sync_file, {blob.path for blob in new})
-        for blob in new:
-            os.replace(blob.path, self.store.path(blob.sha256))
-        # Also for blobs that were there: who renamed them may not have come to this line yet.
-        sync_all(sync_folder, {self.store.path(blob.sha256).parent for blob in self.blobs})
-        self.blobs.clear()
+        self.store.publish(self.blobs)
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
@@ -93,36 +97,33 @@ class Staging:
             raise
 
     def _staged(self, path: Path, sha256: str, size_bytes: int) -> StagedBlob:
-        if self.store.is_intact(sha256, size_bytes):
-            path.unlink()
-            blob = StagedBlob(self.store.path(sha256), sha256, size_bytes, False)
-        else:
-            blob = StagedBlob(path, sha256, size_bytes, True)
+        blob = StagedBlob(path, sha256, size_bytes, not self.store.is_intact(sha256, size_bytes))
         self.blobs.append(blob)
         return blob
 
 
-class BlobStore:
-    """Content-addressed files under `root`. Opening it writes nothing."""
+class BlobStore(ABC):
+    """Content-addressed bytes. Opening a store writes nothing."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.tmp = root / "tmp"
+    def __init__(self, place: str, tmp: Path) -> None:
+        """Where it is, in words for people, and a folder on this machine for what is on its way in."""
+        self.place, self.tmp = place, tmp
         self.cold = False
-        """Whether blobs are read from the disk, past what the system has of them in memory."""
+        """Whether blobs are read from where they last, past what the system has of them nearer."""
         self._prepared = False
 
     @contextmanager
     def staging(self) -> Iterator[Staging]:
         """Stage blobs; those not published when the block ends are dropped."""
-        self._prepare()
+        if not self._prepared:
+            self.prepare()
+            self._prepared = True
         staging = Staging(self)
         try:
             yield staging
         finally:
             for blob in staging.blobs:
-                if blob.is_new:
-                    blob.path.unlink(missing_ok=True)
+                blob.path.unlink(missing_ok=True)
 
     def put_bytes(self, data: bytes) -> str:
         """Store `data`; return its digest."""
@@ -149,23 +150,21 @@ class BlobStore:
             MissingBlobError: there is no such blob.
             IntegrityError: its bytes do not hash to `digest`.
         """
-        with self._open(digest) as file:
-            data = file.read()
+        data = b"".join(self.pieces(digest))
         self._compare(digest, hashlib.sha256(data).hexdigest())
         return data
 
     def verify(self, digest: str) -> int:
-        """Hash a blob in chunks; return its size in bytes.
+        """Hash a blob in chunks, from where it lasts; return its size in bytes.
 
         Raises:
             MissingBlobError: there is no such blob.
             IntegrityError: its bytes do not hash to `digest`.
         """
         found, size_bytes = hashlib.sha256(), 0
-        with self._open(digest) as file:
-            while chunk := file.read(CHUNK_BYTES):
-                found.update(chunk)
-                size_bytes += len(chunk)
+        for piece in self.pieces(digest, lasting=True):
+            found.update(piece)
+            size_bytes += len(piece)
         self._compare(digest, found.hexdigest())
         return size_bytes
 
@@ -176,37 +175,20 @@ class BlobStore:
             MissingBlobError: there is no such blob.
             IntegrityError: its bytes do not hash to `digest`; the copy is removed.
         """
-        found, size_bytes = hashlib.sha256(), 0
-        with self._open(digest) as file, open(destination, "xb") as target:
-            while chunk := file.read(CHUNK_BYTES):
-                found.update(chunk)
-                size_bytes += len(chunk)
-                target.write(chunk)
+        found, size_bytes, pieces = hashlib.sha256(), 0, self.pieces(digest)
+        first = next(pieces, b"")
+        with open(destination, "xb") as target:
+            while first:
+                found.update(first)
+                size_bytes += len(first)
+                target.write(first)
+                first = next(pieces, b"")
         try:
             self._compare(digest, found.hexdigest())
         except IntegrityError:
             destination.unlink()
             raise
         return size_bytes
-
-    def size(self, digest: str) -> int:
-        """Size of a blob in bytes, without reading it.
-
-        Raises:
-            MissingBlobError: there is no such blob.
-        """
-        try:
-            return self.path(digest).stat().st_size
-        except FileNotFoundError as error:
-            raise MissingBlobError(digest=digest, store=self.root) from error
-
-    def path(self, digest: str) -> Path:
-        """Where the blob is, or would be. Read it through `get`, which verifies."""
-        if len(digest) != 64 or not _HEX_DIGITS.issuperset(digest):
-            raise IntegrityError(
-                what="A blob's digest", expected="64 hex digits", found=repr(digest[:80]), remedy=_DAMAGED_REMEDY
-            )
-        return self.root / digest[:2] / digest[2:]
 
     def is_intact(self, digest: str, size_bytes: int) -> bool:
         """Whether the blob is here with that size and its bytes hash to its digest."""
@@ -215,43 +197,69 @@ class BlobStore:
         except IntegrityError:
             return False
 
-    def __contains__(self, digest: str) -> bool:
-        return self.path(digest).is_file()
-
     def __iter__(self) -> Iterator[str]:
         """Every digest in the store, in order."""
-        with suppress(FileNotFoundError):
-            for folder in sorted(os.listdir(self.root)):
-                if len(folder) == 2 and _HEX_DIGITS.issuperset(folder):
-                    yield from (folder + rest for rest in sorted(os.listdir(self.root / folder)))
+        return (blob.sha256 for blob in self.listed())
 
-    def _open(self, digest: str) -> BinaryIO:
-        try:
-            file = open(self.path(digest), "rb")  # noqa: SIM115, closed by who reads it
-        except FileNotFoundError as error:
-            raise MissingBlobError(digest=digest, store=self.root) from error
-        if self.cold and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return file
+    @abstractmethod
+    def __contains__(self, digest: str) -> bool:
+        """Whether there is such a blob, whatever is in it."""
 
-    def _compare(self, expected: str, found: str) -> None:
-        if found != expected:
-            raise IntegrityError(what=f"Blob {expected}", expected=expected, found=found, remedy=_DAMAGED_REMEDY)
+    @abstractmethod
+    def size(self, digest: str) -> int:
+        """Size of a blob in bytes, without reading it.
 
-    def _prepare(self) -> None:
-        """Once a process: make the folders, and clear what crashed writers left behind."""
-        if self._prepared:
-            return
+        Raises:
+            MissingBlobError: there is no such blob.
+        """
+
+    @abstractmethod
+    def listed(self) -> Iterator[StoredBlob]:
+        """Every blob in the store, by digest."""
+
+    @abstractmethod
+    def pieces(self, digest: str, *, lasting: bool = False) -> Iterator[bytes]:
+        """A blob's bytes, not verified, none of them empty; `lasting` is from where they last, not a copy nearer.
+
+        Raises:
+            MissingBlobError: there is no such blob.
+        """
+
+    @abstractmethod
+    def publish(self, blobs: Sequence[StagedBlob]) -> None:
+        """Make staged blobs last under their digests."""
+
+    @abstractmethod
+    def delete(self, digests: Sequence[str]) -> None:
+        """Take blobs away for good; those that are not there are no matter. Only `sweep` may."""
+
+    def prepare(self) -> None:
+        """Once a process, before anything is staged: make room, and clear what crashed writers left behind."""
         self.tmp.mkdir(parents=True, exist_ok=True)
-        present = set(os.listdir(self.root))
-        for name in (f"{number:02x}" for number in range(256)):
-            if name not in present:
-                (self.root / name).mkdir(exist_ok=True)
-        sync_folder(self.root)
-        sync_folder(self.root.parent)
         oldest_kept = time.time() - STALE_AFTER_S
         for path in self.tmp.iterdir():
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest_kept:
                     path.unlink()
-        self._prepared = True
+
+    def _compare(self, expected: str, found: str) -> None:
+        if found != expected:
+            raise IntegrityError(what=f"Blob {expected}", expected=expected, found=found, remedy=_DAMAGED_REMEDY)
+
+
+def blob_name(digest: str, separator: str = "/") -> str:
+    """What a blob is called below the root of a store: `aa/bb...`.
+
+    Raises:
+        IntegrityError: it is no digest.
+    """
+    if not is_digest(digest):
+        raise IntegrityError(
+            what="A blob's digest", expected="64 hex digits", found=repr(digest[:80]), remedy=_DAMAGED_REMEDY
+        )
+    return f"{digest[:2]}{separator}{digest[2:]}"
+
+
+def is_digest(text: str, chars: int = 64) -> bool:
+    """Whether `text` is so many lower-case hex digits."""
+    return len(text) == chars and _HEX_DIGITS.issuperset(text)

@@ -115,7 +115,7 @@ def claim_blob(session: Session, blobs: BlobStore, sha256: str, size_bytes: int)
         IntegrityError: it has another size.
     """
     if sha256 not in blobs:
-        raise MissingBlobError(digest=sha256, store=blobs.root)
+        raise MissingBlobError(digest=sha256, store=blobs.place)
     found = blobs.size(sha256)
     if found != size_bytes:
         raise IntegrityError(

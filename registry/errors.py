@@ -158,6 +158,12 @@ class InvalidContainerError(IntegrityError):
     exit_code = 24
 
 
+class StoreError(LoraregError):
+    """Blob store {store}: {reason}. {remedy}"""
+
+    exit_code = 28
+
+
 class NewerFormatError(LoraregError):
     """{what} has format {found}; this lorareg reads up to {expected}. Upgrade lorareg."""
 

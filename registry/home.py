@@ -7,6 +7,12 @@ from pathlib import Path
 
 HOME_VARIABLE = "LORAREG_HOME"
 DEFAULT_HOME = ".lorareg"
+STORE = "store"
+"""What a registry remembers the URL of its blobs under, where they are not in its folder."""
+
+STORE_VARIABLE = "LORAREG_STORE"
+READ_CACHE_VARIABLE = "LORAREG_STORE_CACHE_BYTES"
+READ_CACHE_BYTES = 2_000_000_000
 DATABASE_FILE = "registry.sqlite"
 BLOBS_FOLDER = "blobs"
 BACKUPS_FOLDER = "backups"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from lorareg.registry.errors import (
     UnknownFileError,
     UnknownGeneratorError,
 )
+from lorareg.registry.home import STORE
 from lorareg.registry.names import Ref, parse_ref, suggest
 from lorareg.registry.rows import record_from_row
 from lorareg.registry.types import (
@@ -49,7 +51,17 @@ class Lookup(ABC):
     """The read-only half of a registry."""
 
     home: Path
-    blobs: BlobStore
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        """The store that holds this registry's blobs.
+
+        Raises:
+            RegistryError: LORAREG_STORE names another one.
+        """
+        from lorareg.registry.blob_stores import open_blobs
+
+        return open_blobs(self.home, self.setting(STORE))
 
     @abstractmethod
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lorareg.registry.blobs import BlobStore
-from lorareg.registry.home import BLOBS_FOLDER, resolve_home
+from lorareg.registry.home import resolve_home
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.revision import connect_read_only, database_error, is_current
 
@@ -29,7 +28,6 @@ class Reader(Lookup):
             NewerSchemaError: a newer lorareg wrote it.
         """
         self.home = resolve_home(home)
-        self.blobs = BlobStore(self.home / BLOBS_FOLDER)
         if not is_current(self.home):
             from lorareg.registry.store import Registry
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lorareg.registry.blobs import BlobStore
 from lorareg.registry.errors import IntegrityError, LoraregError, MissingBlobError, MissingExtraError, ReplicaError
 from lorareg.registry.files import sync_file, sync_folder
+from lorareg.registry.folder_blobs import FolderBlobs
 from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE
 from lorareg.registry.ingest import now
 from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow
@@ -200,7 +200,7 @@ class _Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.blobs = BlobStore(root / BLOBS_FOLDER)
+        self.blobs = FolderBlobs(root / BLOBS_FOLDER)
 
     def has(self, sha256: str, size_bytes: int) -> bool:
         return sha256 in self.blobs and self.blobs.size(sha256) == size_bytes

@@ -299,7 +299,7 @@ def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortRe
         "quarantined": uses[Use.QUARANTINED],
         "superseded": uses[Use.SUPERSEDED],
         "retired": uses[Use.RETIRED],
-        "orphans": sum(blobs.size(digest) for digest in blobs if digest not in referenced),
+        "orphans": sum(blob.size_bytes for blob in blobs.listed() if blob.sha256 not in referenced),
     }
     original = sum(cohort.original_bytes for cohort in cohorts)
     stored_bytes = sum(stored.values())

@@ -19,13 +19,14 @@ from sqlalchemy import select, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from lorareg.registry.blobs import BlobStore, StagedBlob
+from lorareg.registry.blob_stores import asked_store
+from lorareg.registry.blobs import StagedBlob
 from lorareg.registry.card import tidy_description
 from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import create_registry_engine, reading, writing
 from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
 from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
-from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, resolve_home
+from lorareg.registry.home import DATABASE_FILE, STORE, resolve_home
 from lorareg.registry.ingest import (
     IngestOutcome,
     IngestRequest,
@@ -86,7 +87,6 @@ class Registry(Lookup):
     def __init__(self, home: Path, engine: Engine) -> None:
         """Wrap an engine whose database is current; `open` is the way in."""
         self.home = home
-        self.blobs = BlobStore(home / BLOBS_FOLDER)
         self.engine = engine
 
     @classmethod
@@ -99,9 +99,13 @@ class Registry(Lookup):
         """
         home = resolve_home(home)
         make = create and not (home / DATABASE_FILE).exists()
+        url = asked_store() if make else None
         if make or not is_current(home):
             migrate(home)
-        return cls(home, create_registry_engine(home))
+        registry = cls(home, create_registry_engine(home))
+        if url is not None:
+            registry.remember(STORE, url)
+        return registry
 
     @staticmethod
     def migrate(home: Path | None = None) -> Migration:

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,6 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from lorareg.registry.errors import SweepBusyError
-from lorareg.registry.files import sync_folder
 from lorareg.registry.ingest import now
 from lorareg.registry.prune import Plan, plan
 from lorareg.registry.report_queries import referenced_digests
@@ -111,7 +110,7 @@ def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
     """Delete them, looked for again under the write lock: nobody can come to name one meanwhile."""
     with registry.writing() as session:
         found = list(_orphans(registry, referenced_digests(session.connection()), grace))
-        _unlink_files(registry, [orphan.sha256 for orphan in found])
+        registry.blobs.delete([orphan.sha256 for orphan in found])
     return found
 
 
@@ -144,29 +143,18 @@ def _unlink(registry: Registry) -> tuple[list[RetiredBlob], list[RetiredBlob]]:
             else:
                 stay.append(_record(row))
                 session.delete(row)
-        _unlink_files(registry, [row.sha256 for row in going])
+        registry.blobs.delete([row.sha256 for row in going])
         for row in going:
             row.state, row.deleted_at = "deleted", now()
         session.flush()
         return [_record(row) for row in going], stay
 
 
-def _unlink_files(registry: Registry, digests: Sequence[str]) -> None:
-    paths = [registry.blobs.path(digest) for digest in digests]
-    for path in paths:
-        path.unlink(missing_ok=True)
-    for folder in sorted({path.parent for path in paths}):
-        if folder.is_dir():
-            sync_folder(folder)
-
-
 def _orphans(registry: Registry, named: set[str], grace: timedelta) -> Iterator[Orphan]:
-    for digest in registry.blobs:
-        if digest not in named:
-            status = registry.blobs.path(digest).stat()
-            age_s = time.time() - status.st_mtime
-            if age_s >= grace.total_seconds():
-                yield Orphan(digest, status.st_size, age_s)
+    for blob in registry.blobs.listed():
+        age_s = time.time() - blob.stored_at_s
+        if blob.sha256 not in named and age_s >= grace.total_seconds():
+            yield Orphan(blob.sha256, blob.size_bytes, age_s)
 
 
 def _may_go(found: Plan, row: RetiredBlobRow) -> bool:

@@ -1,0 +1,115 @@
+"""Which store holds a registry's blobs: a folder in its own, another one, or an object store at a URL.
+
+LORAREG_STORE says so when a registry is made. From then on the registry remembers it, so that the variable may be left
+out and cannot lead to a store where the blobs are not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from lorareg.registry.blobs import BlobStore
+from lorareg.registry.errors import RegistryError, StoreError
+from lorareg.registry.folder_blobs import FolderBlobs
+from lorareg.registry.home import BLOBS_FOLDER, READ_CACHE_BYTES, READ_CACHE_VARIABLE, STORE, STORE_VARIABLE
+
+if TYPE_CHECKING:
+    from lorareg.registry.store import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """From where to where blobs were brought, and how many were not there."""
+
+    before: str
+    after: str
+    copied: int
+    copied_bytes: int
+
+
+def asked_store() -> str | None:
+    """The URL that LORAREG_STORE names, if it does, without a slash at its end.
+
+    Raises:
+        StoreError: there is no such kind of store.
+    """
+    url = (os.environ.get(STORE_VARIABLE) or "").rstrip("/")
+    if not url:
+        return None
+    store_at(url, Path())
+    return url
+
+
+def open_blobs(home: Path, remembered: str | None) -> BlobStore:
+    """The store of the registry at `home`, which remembers that URL, or none.
+
+    Raises:
+        RegistryError: LORAREG_STORE names another one.
+    """
+    asked = asked_store()
+    if asked is not None and asked != remembered:
+        place = f"at {remembered}" if remembered else "in its folder"
+        remedy = f"Unset {STORE_VARIABLE}, or move them with `lorareg migrate --store {asked}`."
+        raise RegistryError(home=home, reason=f"its blobs are {place}, not at {asked}", remedy=remedy)
+    return FolderBlobs(home / BLOBS_FOLDER) if remembered is None else store_at(remembered, home / BLOBS_FOLDER)
+
+
+def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) -> Moved:
+    """Bring a registry's blobs to another store, each read back there, and make the registry remember it.
+
+    What is there already is left, so that a stopped move goes on. What was stored meanwhile is brought after the
+    switch. Nothing is taken from the store before: it can be deleted when somebody has looked.
+
+    Args:
+        registry: the registry; nobody else should be writing to it.
+        url: s3://bucket/prefix, or file:///folder.
+        reporter: called with 1 for each blob.
+
+    Raises:
+        IntegrityError: a blob is damaged; nothing is remembered.
+        StoreError: the store refuses.
+    """
+    url = url.rstrip("/")
+    remembered = registry.setting(STORE)
+    before = (
+        FolderBlobs(registry.home / BLOBS_FOLDER)
+        if remembered is None
+        else store_at(remembered, registry.home / BLOBS_FOLDER)
+    )
+    after = store_at(url, registry.home / BLOBS_FOLDER)
+    if url == remembered:
+        return Moved(before.place, url, 0, 0)
+    copied, copied_bytes = 0, 0
+    for switched in (False, True):
+        for blob in before.listed():
+            reporter(1)
+            if not after.is_intact(blob.sha256, blob.size_bytes):
+                after.put_bytes(before.get(blob.sha256))
+                copied, copied_bytes = copied + 1, copied_bytes + blob.size_bytes
+        if not switched:
+            registry.remember(STORE, url)
+    return Moved(before.place, url, copied, copied_bytes)
+
+
+def store_at(url: str, local: Path) -> BlobStore:
+    """The store at a URL; `local` is a folder of this machine for what is on its way.
+
+    Raises:
+        StoreError: there is no such kind of store.
+        MissingExtraError: it needs packages that are not installed.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
+        return FolderBlobs(Path(unquote(parts.path)))
+    if parts.scheme != "s3" or not parts.netloc:
+        raise StoreError(
+            store=url, reason="there is no such kind of store", remedy="Use s3://bucket/prefix or file:///folder."
+        )
+    from lorareg.registry.object_blobs import ObjectBlobs
+
+    return ObjectBlobs(url, local, int(os.environ.get(READ_CACHE_VARIABLE) or READ_CACHE_BYTES))

@@ -1,0 +1,78 @@
+"""Blobs in a folder: files `root/aa/bb...`, flushed, renamed into their place, and their folder flushed after that."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from lorareg.registry.blobs import CHUNK_BYTES, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
+from lorareg.registry.errors import MissingBlobError
+from lorareg.registry.files import sync_all, sync_file, sync_folder
+
+
+class FolderBlobs(BlobStore):
+    """Content-addressed files under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(str(root), root / "tmp")
+        self.root = root
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is, or would be. Read it through `get`, which verifies."""
+        return self.root / blob_name(digest)
+
+    def __contains__(self, digest: str) -> bool:
+        return self.path(digest).is_file()
+
+    def size(self, digest: str) -> int:
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError as error:
+            raise MissingBlobError(digest=digest, store=self.root) from error
+
+    def listed(self) -> Iterator[StoredBlob]:
+        with suppress(FileNotFoundError):
+            for folder in sorted(os.listdir(self.root)):
+                if is_digest(folder, 2):
+                    for rest in sorted(os.listdir(self.root / folder)):
+                        with suppress(FileNotFoundError):
+                            status = (self.root / folder / rest).stat()
+                            yield StoredBlob(folder + rest, status.st_size, status.st_mtime)
+
+    def pieces(self, digest: str, *, lasting: bool = False) -> Iterator[bytes]:
+        try:
+            file = open(self.path(digest), "rb")  # noqa: SIM115, the block below closes it
+        except FileNotFoundError as error:
+            raise MissingBlobError(digest=digest, store=self.root) from error
+        with file:
+            if self.cold and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+    def publish(self, blobs: Sequence[StagedBlob]) -> None:
+        new = [blob for blob in blobs if blob.is_new]
+        sync_all(sync_file, {blob.path for blob in new})
+        for blob in new:
+            os.replace(blob.path, self.path(blob.sha256))
+        # Also for blobs that were there: who renamed them may not have come to this line yet.
+        sync_all(sync_folder, {self.path(blob.sha256).parent for blob in blobs})
+
+    def delete(self, digests: Sequence[str]) -> None:
+        paths = [self.path(digest) for digest in digests]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        for folder in sorted({path.parent for path in paths}):
+            if folder.is_dir():
+                sync_folder(folder)
+
+    def prepare(self) -> None:
+        super().prepare()
+        present = set(os.listdir(self.root))
+        for name in (f"{number:02x}" for number in range(256)):
+            if name not in present:
+                (self.root / name).mkdir(exist_ok=True)
+        sync_folder(self.root)
+        sync_folder(self.root.parent)
