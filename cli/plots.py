@@ -16,6 +16,9 @@ from lorareg.cli.output import format_bytes, format_error, format_percent, print
 from lorareg.registry.report import AdapterReport, CohortReport, percent
 
 WIDTH = 720
+IS_DENSE = "plot dense"
+"""The class of a plot that has a line of text for every mark: on a phone it scrolls, where others shrink."""
+
 MAX_BARS = 60
 MAX_MODULES = 240
 """Columns of a plot over modules; where there are more modules, a column is the worst of several."""
@@ -24,7 +27,7 @@ _MOST_TICKS = 8
 _ROW_HEIGHT = 20
 _LABEL_WIDTH = 170
 _VALUE_WIDTH = 130
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 14, 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +50,9 @@ class Axis:
         return self.length * value / self.top
 
 
-def _svg(height: float, title: str, body: Sequence[str]) -> str:
+def _svg(height: float, title: str, body: Sequence[str], css: str = "plot") -> str:
     return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(printable(title))}">'
+        f'<svg class="{css}" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(printable(title))}">'
         + "".join(body)
         + "</svg>"
     )
@@ -92,7 +95,7 @@ def bytes_per_adapter(adapters: Sequence[AdapterReport]) -> str:
                 WIDTH - _VALUE_WIDTH + 8, y + 11, f"{format_bytes(adapter.amortised_bytes)}, {format_percent(stored)}"
             ),
         ]
-    return _svg(len(shown) * _ROW_HEIGHT + 6, "Original and stored bytes of each adapter", body)
+    return _svg(len(shown) * _ROW_HEIGHT + 6, "Original and stored bytes of each adapter", body, IS_DENSE)
 
 
 def _frame(
@@ -105,8 +108,8 @@ def _frame(
         body.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{WIDTH - _RIGHT}" y2="{y:.1f}" class="grid"/>')
         body.append(_text(_LEFT - 8, y + 4, label, "end", "muted"))
     for value, label in zip(x_axis.ticks if x_labels else (), x_labels, strict=True):
-        body.append(_text(_LEFT + x_axis.at(value), bottom + 18, label, "middle", "muted"))
-    body.append(_text(_LEFT + x_axis.length / 2, bottom + 38, names[0], "middle", "muted"))
+        body.append(_text(_LEFT + x_axis.at(value), bottom + 20, label, "middle", "muted"))
+    body.append(_text(_LEFT + x_axis.length / 2, bottom + 45, names[0], "middle", "muted"))
     body.append(_text(4, 10, names[1], "start", "muted"))
     return body
 
@@ -202,7 +205,7 @@ def module_errors(errors: Sequence[tuple[str, float]], height: float = 260) -> s
             f'<rect x="{x:.1f}" y="{bottom - size:.1f}" width="{0.8 * step:.1f}" height="{size:.1f}" class="{css}">'
             f"<title>{escape(printable(f'{name}: {format_error(error)}'))}</title></rect>"
         )
-    body += [_text(_LEFT + index * step, bottom + 18, label, "start", "muted") for index, label in labels]
+    body += [_text(_LEFT + index * step, bottom + 20, label, "start", "muted") for index, label in labels]
     return _svg(height, "Relative error of each module", body)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lorareg.cli.output import BYTE_KINDS, MISSING, format_bytes, format_error, format_percent, format_tiers, printable
-from lorareg.cli.plots import MAX_BARS, bytes_per_adapter, error_against_bytes, total_against_count
+from lorareg.cli.plots import IS_DENSE, MAX_BARS, bytes_per_adapter, error_against_bytes, total_against_count
 from lorareg.registry.report import MEANING, AdapterReport, CohortReport, Report
 
 MAX_ROWS = 1000
@@ -28,18 +28,22 @@ FIGURE_STYLE = """
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 caption { text-align: left; padding: .25rem .6rem; } tbody th { font-weight: inherit; }
 th:first-child, td:first-child { text-align: left; } tr.sum > * { font-weight: 600; }
-figure { margin: 1rem 0; } svg.plot { width: 100%; min-width: 620px; height: auto; font: 12px system-ui, sans-serif; }
+figure { margin: 1rem 0; } svg.plot { width: 100%; height: auto; overflow: visible;
+  font: 12px system-ui, sans-serif; } svg.dense { min-width: 620px; }
 .plot text { fill: var(--ink); } .plot text.muted { fill: var(--muted); }
 .grid { stroke: var(--line); } .mark { stroke: var(--muted); stroke-dasharray: 3 3; }
 .original { fill: var(--original); } .marginal { fill: var(--blue); } .share { fill: var(--pale); }
 .line-original { stroke: var(--muted); stroke-width: 2; } .line-stored { stroke: var(--blue); stroke-width: 2; }
-.plot circle { stroke: var(--ground); stroke-width: 1.5; fill: var(--muted); }
+circle { stroke: var(--ground); stroke-width: 1.5; fill: var(--muted); }
 .tier-residual { fill: var(--blue); } .tier-generated { fill: var(--green); } .tier-lossless { fill: var(--orange); }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 1em; }
 .key.original { background: var(--original); } .key.marginal, .key.tier-residual { background: var(--blue); }
 .key.share { background: var(--pale); } .key.tier-generated { background: var(--green); }
 .key.tier-lossless { background: var(--orange); } .key.line-original { background: var(--muted); }
-.key.line-stored { background: var(--blue); } dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
+.key.line-stored { background: var(--blue); } .legend { white-space: nowrap; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
+@media (max-width: 44rem) { .scroll tbody th { white-space: normal; min-width: 7.5rem; }
+  svg.plot:not(.dense) { font-size: 20px; } }
 """
 """What tables, tiles and plots look like, wherever they are shown."""
 
@@ -71,11 +75,14 @@ def _table(
 
 
 def _figure(svg: str, caption: str, keys: Sequence[tuple[str, str]] = ()) -> str:
-    legend = "".join(f'<span class="key {css}"></span>{escape(name)}' for css, name in keys)
+    legend = "".join(
+        f'<span class="legend"><span class="key {css}"></span>{escape(name)}</span> ' for css, name in keys
+    )
     if not svg:
         return ""
     caption = printable(caption)
-    return f"<figure>{_scrolling(caption, svg)}<figcaption>{escape(caption)}{legend}</figcaption></figure>"
+    plot = _scrolling(caption, svg) if IS_DENSE in svg else svg
+    return f"<figure>{plot}<figcaption>{escape(caption)}{legend}</figcaption></figure>"
 
 
 def _tiles(report: Report) -> str:
