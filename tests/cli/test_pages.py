@@ -370,7 +370,10 @@ def test_nobody_is_asked_about_what_is_no_name(tenants: Path) -> None:
 
 def test_the_report_of_some_is_that_of_a_registry_of_its_own(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
     """What others store beside it changes no figure, not even of files that both have."""
-    folders = {name: read_folder(make_adapter(name, seed=seed)) for seed, name in enumerate(("one", "two", "three"))}
+    cards = {"one": "Of one, and of three.", "two": "Of two.", "three": "Of one, and of three."}
+    folders = {
+        name: read_folder(make_adapter(name, seed=seed, card=card)) for seed, (name, card) in enumerate(cards.items())
+    }
     reports = []
     for kept in (("one", "two"), ("one", "two", "three")):
         home = tmp_path / f"of-{len(kept)}"
@@ -397,7 +400,7 @@ def test_the_report_of_some_is_that_of_a_registry_of_its_own(tmp_path: Path, mak
 @pytest.fixture
 def hostile_home(home: Path, make_adapter: Callable[..., Path], certify: Callable[..., None]) -> Path:
     """A task whose every text is up to no good."""
-    modules = ("layers.0.<svg onload=alert(3)>", "layers.1.'\"&amp;</title><script>x</script>")
+    modules = ("layers.0.<svg onload=alert(3)>\u202e\x1b[2J", "layers.1.'\"&amp;</title><script>x</script>")
     config = {"base_model_name_or_path": BASE}
     with Registry.open(home, create=False) as registry:
         folder = read_folder(make_adapter("evil", card=None, config=config))
@@ -427,7 +430,6 @@ def test_text_of_strangers_is_neither_markup_nor_control(hostile_home: Path, url
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on") or key == "style"]
     assert "\x1b" not in answer.text
     assert "\u202e" not in answer.text
-    assert "49 " not in page.words
     if url in {"/", "/tasks/evil"}:
         assert "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }}" in page.words
     if url == "/tasks/evil":
