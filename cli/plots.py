@@ -7,6 +7,7 @@ mark carries a <title>, which browsers show as a tooltip and screen readers read
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,11 +16,18 @@ from lorareg.cli.output import format_bytes, format_error, format_percent, print
 from lorareg.registry.report import AdapterReport, CohortReport, percent
 
 WIDTH = 720
+IS_DENSE = "plot dense"
+"""The class of a plot that has a line of text for every mark: on a phone it scrolls, where others shrink."""
+
 MAX_BARS = 60
+MAX_MODULES = 240
+"""Columns of a plot over modules; where there are more modules, a column is the worst of several."""
+
+_MOST_TICKS = 8
 _ROW_HEIGHT = 20
 _LABEL_WIDTH = 170
 _VALUE_WIDTH = 130
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 14, 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +50,11 @@ class Axis:
         return self.length * value / self.top
 
 
-def _svg(height: float, title: str, body: Sequence[str]) -> str:
+def _svg(height: float, title: str, body: Sequence[str], css: str = "plot") -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">' + "".join(body) + "</svg>"
+        f'<svg class="{css}" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(printable(title))}">'
+        + "".join(body)
+        + "</svg>"
     )
 
 
@@ -85,7 +95,7 @@ def bytes_per_adapter(adapters: Sequence[AdapterReport]) -> str:
                 WIDTH - _VALUE_WIDTH + 8, y + 11, f"{format_bytes(adapter.amortised_bytes)}, {format_percent(stored)}"
             ),
         ]
-    return _svg(len(shown) * _ROW_HEIGHT + 6, "Original and stored bytes of each adapter", body)
+    return _svg(len(shown) * _ROW_HEIGHT + 6, "Original and stored bytes of each adapter", body, IS_DENSE)
 
 
 def _frame(
@@ -97,9 +107,9 @@ def _frame(
         y = bottom - y_axis.at(value)
         body.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{WIDTH - _RIGHT}" y2="{y:.1f}" class="grid"/>')
         body.append(_text(_LEFT - 8, y + 4, label, "end", "muted"))
-    for value, label in zip(x_axis.ticks, x_labels, strict=True):
-        body.append(_text(_LEFT + x_axis.at(value), bottom + 18, label, "middle", "muted"))
-    body.append(_text(_LEFT + x_axis.length / 2, bottom + 38, names[0], "middle", "muted"))
+    for value, label in zip(x_axis.ticks if x_labels else (), x_labels, strict=True):
+        body.append(_text(_LEFT + x_axis.at(value), bottom + 20, label, "middle", "muted"))
+    body.append(_text(_LEFT + x_axis.length / 2, bottom + 45, names[0], "middle", "muted"))
     body.append(_text(4, 10, names[1], "start", "muted"))
     return body
 
@@ -169,3 +179,42 @@ def total_against_count(cohort: CohortReport, height: float = 320) -> str:
         label_y = _TOP + y_axis.length * 0.45 if near_end else _TOP + 12
         body.append(_text(x + (-6 if near_end else 6), label_y, label, "end" if near_end else "start"))
     return _svg(height, f"Total bytes against the number of adapters, cohort {cohort.name}", body)
+
+
+def module_errors(errors: Sequence[tuple[str, float]], height: float = 260) -> str:
+    """Columns: the relative error of each module in the layout's order; nothing where all are exact.
+
+    What is no number, or infinite, is a column of full height.
+    """
+    finite = [error for _, error in errors if math.isfinite(error)]
+    if not errors or (len(finite) == len(errors) and not any(finite)):
+        return ""
+    together = math.ceil(len(errors) / MAX_MODULES)
+    groups = [errors[start : start + together] for start in range(0, len(errors), together)]
+    columns = [max(group, key=lambda one: one[1] if math.isfinite(one[1]) else math.inf) for group in groups]
+    x_axis, y_axis = _axes(len(columns), max(finite, default=0.0) * 1.12 or 1.0, height)
+    labels = _layer_labels([name for name, _ in columns])
+    what = "layer" if labels else "modules, in their order"
+    body = _frame(x_axis, y_axis, [], [f"{tick:.3g}" for tick in y_axis.ticks], (what, "relative error of ΔW"))
+    bottom, step = _TOP + y_axis.length, x_axis.at(1)
+    for index, (name, error) in enumerate(columns):
+        size = y_axis.at(error) if math.isfinite(error) else y_axis.length
+        css = "marginal" if math.isfinite(error) else "tier-lossless"
+        x = _LEFT + index * step + 0.1 * step
+        body.append(
+            f'<rect x="{x:.1f}" y="{bottom - size:.1f}" width="{0.8 * step:.1f}" height="{size:.1f}" class="{css}">'
+            f"<title>{escape(printable(f'{name}: {format_error(error)}'))}</title></rect>"
+        )
+    body += [_text(_LEFT + index * step, bottom + 20, label, "start", "muted") for index, label in labels]
+    return _svg(height, "Relative error of each module", body)
+
+
+def _layer_labels(modules: Sequence[str]) -> list[tuple[int, str]]:
+    """(index, label) of the modules that begin a layer, as the first number in their names says; thinned out."""
+    numbers = [found[1] if (found := re.search(r"\.(\d{1,5})\.", name)) else None for name in modules]
+    starts = [
+        (index, number)
+        for index, number in enumerate(numbers)
+        if number is not None and (index == 0 or number != numbers[index - 1])
+    ]
+    return starts[:: max(1, math.ceil(len(starts) / _MOST_TICKS))]

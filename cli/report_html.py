@@ -10,28 +10,27 @@ from collections.abc import Sequence
 from html import escape
 
 from lorareg.cli.output import BYTE_KINDS, MISSING, format_bytes, format_error, format_percent, format_tiers, printable
-from lorareg.cli.plots import MAX_BARS, bytes_per_adapter, error_against_bytes, total_against_count
+from lorareg.cli.plots import IS_DENSE, MAX_BARS, bytes_per_adapter, error_against_bytes, total_against_count
 from lorareg.registry.report import MEANING, AdapterReport, CohortReport, Report
 
 MAX_ROWS = 1000
 
-_STYLE = """
+FIGURE_STYLE = """
 :root { color-scheme: light dark; --ground: #fcfcfb; --ink: #1b1b19; --muted: #66645f; --line: #e2e0da;
   --original: #d5d3cc; --blue: #2a78d6; --pale: #86b6ef; --green: #008300; --orange: #d95926; }
 @media (prefers-color-scheme: dark) { :root { --ground: #1a1a19; --ink: #f2f1ec; --muted: #a3a19a; --line: #383733;
   --original: #4a4945; --blue: #3987e5; --pale: #1c5cab; --green: #35a035; --orange: #e8703f; } }
-body { font: 15px/1.5 system-ui, sans-serif; background: var(--ground); color: var(--ink);
-  max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-.muted, figcaption { color: var(--muted); }
+.muted, figcaption, caption { color: var(--muted); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 1rem; margin: 1.5rem 0; }
 .tiles div { border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem; }
 .tiles b { display: block; font-size: 1.5rem; font-weight: 600; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } tr.sum td { font-weight: 600; }
-figure { margin: 1rem 0; } svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-svg text { fill: var(--ink); } svg text.muted { fill: var(--muted); }
+caption { text-align: left; padding: .25rem .6rem; } tbody th { font-weight: inherit; }
+th:first-child, td:first-child { text-align: left; } tr.sum > * { font-weight: 600; }
+figure { margin: 1rem 0; } svg.plot { width: 100%; height: auto; overflow: visible;
+  font: 12px system-ui, sans-serif; } svg.dense { min-width: 620px; }
+.plot text { fill: var(--ink); } .plot text.muted { fill: var(--muted); }
 .grid { stroke: var(--line); } .mark { stroke: var(--muted); stroke-dasharray: 3 3; }
 .original { fill: var(--original); } .marginal { fill: var(--blue); } .share { fill: var(--pale); }
 .line-original { stroke: var(--muted); stroke-width: 2; } .line-stored { stroke: var(--blue); stroke-width: 2; }
@@ -41,24 +40,49 @@ circle { stroke: var(--ground); stroke-width: 1.5; fill: var(--muted); }
 .key.original { background: var(--original); } .key.marginal, .key.tier-residual { background: var(--blue); }
 .key.share { background: var(--pale); } .key.tier-generated { background: var(--green); }
 .key.tier-lossless { background: var(--orange); } .key.line-original { background: var(--muted); }
-.key.line-stored { background: var(--blue); } dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
+.key.line-stored { background: var(--blue); } .legend { white-space: nowrap; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
+@media (max-width: 44rem) { .scroll tbody th { white-space: normal; min-width: 7.5rem; }
+  svg.plot:not(.dense) { font-size: 20px; } }
+"""
+"""What tables, tiles and plots look like, wherever they are shown."""
+
+_PAGE_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; background: var(--ground); color: var(--ink);
+  max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 """
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], sums: frozenset[int] = frozenset()) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+def _scrolling(label: str, content: str) -> str:
+    """Content that may be wider than a phone: it scrolls by itself, by touch or by keys."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(printable(label))}">{content}</div>'
+
+
+def _table(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sums: frozenset[int] = frozenset()
+) -> str:
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(
         ('<tr class="sum">' if index in sums else "<tr>")
-        + "".join(f"<td>{escape(printable(cell))}</td>" for cell in row)
+        + f'<th scope="row">{escape(printable(row[0]))}</th>'
+        + "".join(f"<td>{escape(printable(cell))}</td>" for cell in row[1:])
         + "</tr>"
         for index, row in enumerate(rows)
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return _scrolling(caption, table)
 
 
 def _figure(svg: str, caption: str, keys: Sequence[tuple[str, str]] = ()) -> str:
-    legend = "".join(f'<span class="key {css}"></span>{escape(name)}' for css, name in keys)
-    return f"<figure>{svg}<figcaption>{escape(caption)}{legend}</figcaption></figure>" if svg else ""
+    legend = "".join(
+        f'<span class="legend"><span class="key {css}"></span>{escape(name)}</span> ' for css, name in keys
+    )
+    if not svg:
+        return ""
+    caption = printable(caption)
+    plot = _scrolling(caption, svg) if IS_DENSE in svg else svg
+    return f"<figure>{plot}<figcaption>{escape(caption)}{legend}</figcaption></figure>"
 
 
 def _tiles(report: Report) -> str:
@@ -87,7 +111,7 @@ def _totals(report: Report) -> str:
     rows.append(("all on disk", totals.on_disk_bytes))
     whole = totals.original_bytes or 1
     cells = [(name, format_bytes(size), format_percent(100 * size / whole)) for name, size in rows]
-    return _table(("", "bytes", "% of originals"), cells, frozenset(sums))
+    return _table("Every byte, by what it is for", ("kind", "bytes", "% of originals"), cells, frozenset(sums))
 
 
 def _cohort_row(cohort: CohortReport) -> tuple[str, ...]:
@@ -140,8 +164,8 @@ def _plots(report: Report) -> str:
     )
 
 
-def render(report: Report) -> str:
-    """The whole page."""
+def render_sections(report: Report) -> str:
+    """All that is below the page's heading: tiles, tables, plots, and what the figures mean."""
     cohort_columns = (
         "cohort",
         "adapters",
@@ -152,29 +176,39 @@ def render(report: Report) -> str:
         "its bytes",
         "codes",
         "task vectors",
+        "break-even",
+        "worst error",
+        "tiers",
     )
     columns = ("adapter", "original", "stored", "tier", "error", "marginal", "amortised", "generator")
     cut = "" if len(report.adapters) <= MAX_ROWS else f"<p>The first {MAX_ROWS} of {len(report.adapters)}.</p>"
+    cohorts = [_cohort_row(one) for one in report.cohorts]
+    adapters = [_adapter_row(adapter) for adapter in report.adapters[:MAX_ROWS]]
     sections = [
-        "<h1>lorareg report</h1>",
-        f'<p class="muted">{escape(printable(report.home))}, {escape(report.created_at)}</p>',
         _tiles(report),
         "<h2>Totals</h2>",
         _totals(report),
         _plots(report) if report.adapters else '<p class="muted">No adapters yet.</p>',
         "<h2>Cohorts</h2>",
-        _table((*cohort_columns, "break-even", "worst error", "tiers"), [_cohort_row(one) for one in report.cohorts]),
+        _table("Each cohort, its generator counted", cohort_columns, cohorts),
         "<h2>Adapters</h2>",
         cut,
-        _table(columns, [_adapter_row(adapter) for adapter in report.adapters[:MAX_ROWS]]),
+        _table("Each version of each adapter", columns, adapters),
         "<h2>What the figures mean</h2><dl>",
         *(f"<dt>{escape(term.replace('_', ' '))}</dt><dd>{escape(words)}</dd>" for term, words in MEANING.items()),
         "</dl>",
     ]
+    return "".join(sections)
+
+
+def render(report: Report) -> str:
+    """The whole page."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>lorareg report</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
+        f"<title>lorareg report</title><style>{FIGURE_STYLE}{_PAGE_STYLE}</style></head>"
+        "<body><main><h1>lorareg report</h1>"
+        f'<p class="muted">{escape(printable(report.home))}, {escape(report.created_at)}</p>'
+        f"{render_sections(report)}</main></body></html>\n"
     )

@@ -107,8 +107,12 @@ def serve(
     )
     if not anonymous:
         _expect_tokens(folder)
-    app = make_app(settings)
     socket = listen(host, port)
+    try:
+        app = make_app(settings)
+    except BaseException:
+        socket.close()
+        raise
     address = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
     print_error(f"serving {folder} at {address}" + (" (reading needs no token)" if anonymous else ""))
     run(app, socket, header_bytes=settings.limits.header_bytes, idle_s=IDLE_S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +46,40 @@ from lorareg.registry.types import (
 )
 
 Record = TypeVar("Record")
+
+
+_CURRENT = "FROM adapter LEFT JOIN encoding ON encoding.adapter_id = adapter.id AND encoding.superseded_at IS NULL"
+_LISTED = ", ".join(
+    f"{table}.{column} AS {table}_{column}"
+    for table, record in (("adapter", Adapter), ("encoding", Encoding))
+    for column in (*(field.name for field in fields(record)), "row_digest")
+)
+"""The columns of both tables side by side, told apart by their table's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A version of an adapter and its current encoding, if it has one."""
+
+    adapter: Adapter
+    encoding: Encoding | None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of its code, or of its weights while it has none; what it shares with others is not in it."""
+        return self.adapter.original_bytes if self.encoding is None else self.encoding.size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TaskBytes:
+    """What the versions under one name that use one generator, or none, take."""
+
+    name: str
+    cohort_id: int
+    generator_id: int | None
+    versions: int
+    original_bytes: int
+    stored_bytes: int
 
 
 class Lookup(ABC):
@@ -104,6 +139,34 @@ class Lookup(ABC):
             **_given(cohort_id=cohort_id, name=name),
         )
 
+    def names(self, after: str = "", limit: int | None = None, include_removed: bool = False) -> list[str]:
+        """Names of tasks in order, those past `after`: the keys of pages."""
+        live = "" if include_removed else "AND removed_at IS NULL"
+        most = "" if limit is None else "LIMIT :limit"
+        sql = f"SELECT DISTINCT name FROM adapter WHERE name > :after {live} ORDER BY name {most}"
+        return [row["name"] for row in self.fetch(sql, after=after, **_given(limit=limit))]
+
+    def newest(self, names: Sequence[str]) -> list[Listed]:
+        """The newest version under each of these names, by name, in one query."""
+        is_later = "later.name = adapter.name AND later.version > adapter.version AND later.removed_at IS NULL"
+        asked = "adapter.name IN (SELECT value FROM json_each(:names))"
+        where = f"{asked} AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {is_later})"
+        return self._listed(where, names=json.dumps(list(names)))
+
+    def versions(self, name: str) -> list[Listed]:
+        """Every version under a name, the oldest first."""
+        return self._listed("adapter.name = :name", name=name)
+
+    def task_bytes(self) -> list[TaskBytes]:
+        """What each name takes, over its versions, by name; once for each generator that its versions use."""
+        columns = "adapter.name, adapter.cohort_id, encoding.generator_id"
+        sums = (
+            "COUNT(*) AS versions, SUM(adapter.original_bytes) AS original_bytes, "
+            "SUM(COALESCE(encoding.size_bytes, adapter.original_bytes)) AS stored_bytes"
+        )
+        rest = f"WHERE adapter.removed_at IS NULL GROUP BY {columns} ORDER BY {columns}"
+        return [TaskBytes(**row) for row in self.fetch(f"SELECT {columns}, {sums} {_CURRENT} {rest}")]
+
     def cohorts(self) -> list[Cohort]:
         """Every cohort, by name."""
         return self._all(Cohort, "cohort", "ORDER BY name")
@@ -157,6 +220,10 @@ class Lookup(ABC):
         """The labels on this version, by label."""
         return self._all(Tag, "tag", "WHERE adapter_id = :id ORDER BY label", id=adapter.id)
 
+    def labels(self, name: str) -> list[Tag]:
+        """The labels on every version under a name, by label."""
+        return self._all(Tag, "tag", "WHERE adapter_name = :name ORDER BY label", name=name)
+
     def task_vector(self, adapter_id: int, encoder: str) -> TaskVector | None:
         """The adapter's task vector made by `encoder`, if there is one."""
         where = "WHERE adapter_id = :adapter_id AND encoder = :encoder"
@@ -165,6 +232,10 @@ class Lookup(ABC):
     def task_vectors(self, adapter_id: int) -> list[TaskVector]:
         """All the adapter's task vectors, by encoder."""
         return self._all(TaskVector, "task_vector", "WHERE adapter_id = :id ORDER BY encoder", id=adapter_id)
+
+    def task_vectors_by(self, encoder: str) -> list[TaskVector]:
+        """All task vectors that one encoder made, by adapter."""
+        return self._all(TaskVector, "task_vector", "WHERE encoder = :encoder ORDER BY adapter_id", encoder=encoder)
 
     def generator(self, generator_id: int) -> Generator:
         """One generator.
@@ -177,9 +248,10 @@ class Lookup(ABC):
             raise UnknownGeneratorError(generator=generator_id, home=self.home)
         return found
 
-    def generators(self, cohort_id: int) -> list[Generator]:
-        """The cohort's generators, oldest version first."""
-        return self._all(Generator, "generator", "WHERE cohort_id = :id ORDER BY version", id=cohort_id)
+    def generators(self, cohort_id: int | None = None) -> list[Generator]:
+        """Generators, oldest version first; those of one cohort if asked for."""
+        where = "" if cohort_id is None else "WHERE cohort_id = :cohort_id"
+        return self._all(Generator, "generator", f"{where} ORDER BY cohort_id, version", **_given(cohort_id=cohort_id))
 
     def encoding(self, adapter_id: int) -> Encoding | None:
         """The adapter's current encoding, if it has one."""
@@ -227,6 +299,16 @@ class Lookup(ABC):
     def _first(self, record: type[Record], table: str, rest: str, **parameters: object) -> Record | None:
         return next(iter(self._all(record, table, rest, **parameters)), None)
 
+    def _listed(self, where: str, **parameters: object) -> list[Listed]:
+        """Adapters that are not removed and their current encodings, by name and version."""
+        rest = f"WHERE adapter.removed_at IS NULL AND {where} ORDER BY adapter.name, adapter.version"
+        found = []
+        for row in self.fetch(f"SELECT {_LISTED} {_CURRENT} {rest}", **parameters):
+            adapter, encoding = _part(row, "adapter"), _part(row, "encoding")
+            known = None if encoding["id"] is None else record_from_row(Encoding, "encoding", encoding)
+            found.append(Listed(record_from_row(Adapter, "adapter", adapter), known))
+        return found
+
     def _hint(self, asked: Ref) -> str:
         """What an unknown ref may have meant: another version, one in quarantine, or a near name."""
         versions = self.adapters(name=asked.name, include_removed=True)
@@ -237,6 +319,12 @@ class Lookup(ABC):
             return f" It was removed; `lorareg restore {asked.name}` brings it back."
         names = (row["name"] for row in self.fetch("SELECT DISTINCT name FROM adapter WHERE removed_at IS NULL"))
         return suggest(asked.name, names)
+
+
+def _part(row: Mapping[str, Any], table: str) -> dict[str, Any]:
+    """The columns of one table out of a row of two."""
+    prefix = f"{table}_"
+    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
 
 
 def _given(**parameters: object) -> dict[str, object]:

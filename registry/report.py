@@ -21,7 +21,7 @@ from sqlalchemy import Connection, RowMapping
 
 from lorareg.registry import report_queries as queries
 from lorareg.registry.blobs import BlobStore
-from lorareg.registry.report_queries import Use
+from lorareg.registry.report_queries import Names, Use
 
 UNCOMPRESSED = "original"
 """The tier shown for an adapter that has no encoding: its weights are stored as they came."""
@@ -136,18 +136,21 @@ def percent(part: float, whole: float) -> float:
     return 100.0 * part / whole if whole else 0.0
 
 
-def build_report(connection: Connection, home: Path, blobs: BlobStore) -> Report:
+def build_report(connection: Connection, home: Path, blobs: BlobStore, only: Names = None) -> Report:
     """Add up the registry behind `connection`; `blobs` is only asked for names and sizes of files.
+
+    With `only`, a set of names, add up these adapters as if there were no others: what is nobody's (the rest of
+    the database, files that no row names) counts as nothing then.
 
     Raises:
         RegistryError: the database cannot be read.
     """
-    rows = queries.adapter_rows(connection)
+    rows = queries.adapter_rows(connection, only)
     by_cohort: dict[int, list[RowMapping]] = {}
     for row in rows:
         by_cohort.setdefault(row["cohort_id"], []).append(row)
-    blob_bytes = queries.cohort_blob_bytes(connection)
-    generator_rows = queries.generator_row_bytes(connection)
+    blob_bytes = queries.cohort_blob_bytes(connection, only)
+    generator_rows = queries.generator_row_bytes(connection, only)
     cohorts: list[CohortReport] = []
     adapters: list[AdapterReport] = []
     for cohort in queries.cohort_rows(connection):
@@ -163,7 +166,7 @@ def build_report(connection: Connection, home: Path, blobs: BlobStore) -> Report
     return Report(
         home=str(home),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        totals=_totals(connection, blobs, cohorts),
+        totals=_totals(connection, blobs, cohorts, only),
         cohorts=cohorts,
         adapters=adapters,
     )
@@ -277,12 +280,11 @@ def _cohort_report(
     )
 
 
-def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortReport]) -> Totals:
-    uses = queries.blob_bytes(connection)
+def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortReport], only: Names) -> Totals:
+    uses = queries.blob_bytes(connection, only)
     vectors = sum(cohort.task_vector_bytes for cohort in cohorts)
     certificates = sum(cohort.certificate_bytes for cohort in cohorts)
     rows = sum(cohort.row_bytes for cohort in cohorts)
-    referenced = queries.referenced_digests(connection)
     stored = {
         "codes": uses[Use.CODE],
         "uncompressed": uses[Use.UNCOMPRESSED],
@@ -291,7 +293,7 @@ def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortRe
         "certificates": certificates,
         "side_files": uses[Use.SIDE_FILE],
         "rows": rows,
-        "database_overhead": max(0, queries.database_bytes(connection) - vectors - certificates - rows),
+        "database_overhead": 0,
     }
     beside = {
         "originals_kept": uses[Use.ORIGINAL],
@@ -299,8 +301,12 @@ def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortRe
         "quarantined": uses[Use.QUARANTINED],
         "superseded": uses[Use.SUPERSEDED],
         "retired": uses[Use.RETIRED],
-        "orphans": sum(blob.size_bytes for blob in blobs.listed() if blob.sha256 not in referenced),
+        "orphans": 0,
     }
+    if only is None:
+        referenced = queries.referenced_digests(connection)
+        beside["orphans"] = sum(blob.size_bytes for blob in blobs.listed() if blob.sha256 not in referenced)
+        stored["database_overhead"] = max(0, queries.database_bytes(connection) - vectors - certificates - rows)
     original = sum(cohort.original_bytes for cohort in cohorts)
     stored_bytes = sum(stored.values())
     return Totals(

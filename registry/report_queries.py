@@ -2,11 +2,14 @@
 
 Every blob a row names is put in one `Use`. A blob that several rows name counts once, under the use
 that needs it most (the lowest), so the sums over uses add up to what the blob store holds.
+
+With `only`, a set of names, nothing is asked of any other adapter's rows, nor of what it alone uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -27,6 +30,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     union_all,
 )
 
@@ -44,6 +48,9 @@ from lorareg.registry.schema import (
 from lorareg.registry.types import CARD_FILE, CONFIG_FILE, EXTRAS_FOLDER, WEIGHTS_FILE
 
 INTEGER_BYTES = 8
+
+Names = Collection[str] | None
+"""Of the adapters that are asked about; None for all."""
 
 
 class Use(IntEnum):
@@ -85,24 +92,32 @@ def row_bytes(model: type[Base], leave_out: Sequence[str] = ()) -> ColumnElement
     return total
 
 
-def _generators_in_use() -> Select[Any]:
+def _is_among(only: Names) -> ColumnElement[bool]:
+    """Whether an adapter's name is one of these; as JSON: a statement may have too few parameters."""
+    if only is None:
+        return true()
+    names = func.json_each(json.dumps(sorted(only))).table_valued("value")
+    return AdapterRow.name.in_(select(names.c.value))
+
+
+def _generators_in_use(only: Names) -> Select[Any]:
     return (
         select(EncodingRow.generator_id)
         .join(AdapterRow, AdapterRow.id == EncodingRow.adapter_id)
-        .where(_live, _current, EncodingRow.generator_id.is_not(None))
+        .where(_live, _current, EncodingRow.generator_id.is_not(None), _is_among(only))
     )
 
 
-def _present() -> Subquery:
+def _present(only: Names) -> Subquery:
     """(cohort_id, sha256, size_bytes, use) for every blob that any row names and that was not pruned."""
-    named, state = _references(), RetiredBlobRow.state
+    named, state = _references(only), RetiredBlobRow.state
     use = case((state.is_not(None), Use.RETIRED.value), else_=named.c.use)
     query = select(named.c.cohort_id, named.c.sha256, named.c.size_bytes, use.label("use"))
     query = query.outerjoin(RetiredBlobRow, RetiredBlobRow.sha256 == named.c.sha256)
     return query.where(or_(state.is_(None), state != "deleted")).subquery("present")
 
 
-def _references() -> Subquery:
+def _references(only: Names) -> Subquery:
     """(cohort_id, sha256, size_bytes, use) for every blob that any row names."""
     file_use = case(
         (AdapterRow.removed_at.is_not(None), Use.QUARANTINED.value),
@@ -115,25 +130,29 @@ def _references() -> Subquery:
         select(AdapterRow.cohort_id, AdapterFileRow.sha256, AdapterFileRow.size_bytes, file_use.label("use"))
         .join(AdapterRow, AdapterRow.id == AdapterFileRow.adapter_id)
         .outerjoin(EncodingRow, and_(EncodingRow.adapter_id == AdapterRow.id, _current))
+        .where(_is_among(only))
     )
     encoding_use = case(
         (AdapterRow.removed_at.is_not(None), Use.QUARANTINED.value),
         (EncodingRow.superseded_at.is_not(None), Use.SUPERSEDED.value),
         else_=Use.CODE.value,
     )
-    encodings = select(
-        AdapterRow.cohort_id, EncodingRow.sha256, EncodingRow.size_bytes, encoding_use.label("use")
-    ).join(AdapterRow, AdapterRow.id == EncodingRow.adapter_id)
-    generator_use = case((GeneratorRow.id.in_(_generators_in_use()), Use.GENERATOR.value), else_=Use.SUPERSEDED.value)
+    encodings = (
+        select(AdapterRow.cohort_id, EncodingRow.sha256, EncodingRow.size_bytes, encoding_use.label("use"))
+        .join(AdapterRow, AdapterRow.id == EncodingRow.adapter_id)
+        .where(_is_among(only))
+    )
+    is_used = GeneratorRow.id.in_(_generators_in_use(only))
+    generator_use = case((is_used, Use.GENERATOR.value), else_=Use.SUPERSEDED.value)
     generators = select(
         GeneratorRow.cohort_id, GeneratorRow.sha256, GeneratorRow.size_bytes, generator_use.label("use")
-    )
+    ).where(true() if only is None else is_used)
     return union_all(files, encodings, generators).subquery("reference")
 
 
-def blob_bytes(connection: Connection) -> dict[Use, int]:
+def blob_bytes(connection: Connection, only: Names = None) -> dict[Use, int]:
     """Bytes of blobs by use over the whole registry, each blob once."""
-    reference = _present()
+    reference = _present(only)
     blob = (
         select(func.max(reference.c.size_bytes).label("size_bytes"), func.min(reference.c.use).label("use"))
         .group_by(reference.c.sha256)
@@ -144,9 +163,9 @@ def blob_bytes(connection: Connection) -> dict[Use, int]:
     return {use: found.get(use, 0) for use in Use}
 
 
-def cohort_blob_bytes(connection: Connection) -> dict[int, dict[Use, int]]:
+def cohort_blob_bytes(connection: Connection, only: Names = None) -> dict[int, dict[Use, int]]:
     """Bytes of blobs by cohort and use, each blob once in a cohort."""
-    reference = _present()
+    reference = _present(only)
     blob = (
         select(
             reference.c.cohort_id,
@@ -165,7 +184,7 @@ def cohort_blob_bytes(connection: Connection) -> dict[int, dict[Use, int]]:
 
 def referenced_digests(connection: Connection) -> set[str]:
     """The digests of every blob that any row names."""
-    return set(connection.execute(select(_references().c.sha256).distinct()).scalars())
+    return set(connection.execute(select(_references(None).c.sha256).distinct()).scalars())
 
 
 def cohort_rows(connection: Connection) -> Sequence[RowMapping]:
@@ -174,9 +193,9 @@ def cohort_rows(connection: Connection) -> Sequence[RowMapping]:
     return connection.execute(query.order_by(CohortRow.name)).mappings().all()
 
 
-def adapter_rows(connection: Connection) -> Sequence[RowMapping]:
+def adapter_rows(connection: Connection, only: Names = None) -> Sequence[RowMapping]:
     """One row for each adapter that is not removed, with all the bytes that are its own."""
-    side_file = and_(_is_side_file, _live)
+    side_file = and_(_is_side_file, _live, _is_among(only))
     own_blob = (
         select(AdapterFileRow.sha256)
         .join(AdapterRow, AdapterRow.id == AdapterFileRow.adapter_id)
@@ -226,17 +245,17 @@ def adapter_rows(connection: Connection) -> Sequence[RowMapping]:
             and_(TaskVectorRow.adapter_id == AdapterRow.id, TaskVectorRow.encoder == GeneratorRow.encoder),
         )
         .outerjoin(files, files.c.adapter_id == AdapterRow.id)
-        .where(_live)
+        .where(_live, _is_among(only))
         .order_by(AdapterRow.name, AdapterRow.version)
     )
     return connection.execute(query).mappings().all()
 
 
-def generator_row_bytes(connection: Connection) -> dict[int, int]:
+def generator_row_bytes(connection: Connection, only: Names = None) -> dict[int, int]:
     """Bytes of the rows of generators in use, by cohort."""
     query = (
         select(GeneratorRow.cohort_id, func.sum(row_bytes(GeneratorRow)))
-        .where(GeneratorRow.id.in_(_generators_in_use()))
+        .where(GeneratorRow.id.in_(_generators_in_use(only)))
         .group_by(GeneratorRow.cohort_id)
     )
     return {cohort_id: int(size) for cohort_id, size in connection.execute(query)}

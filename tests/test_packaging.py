@@ -82,3 +82,6 @@ def test_the_wheel_holds_every_package(tmp_path: Path) -> None:
     shipped = {name for name in names if name.endswith(".py")}
     expected = {f"lorareg/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     assert shipped == expected
+    pages = [path for kind in ("templates", "static") for path in (ROOT / "cli" / "web" / "pages" / kind).iterdir()]
+    assert pages
+    assert {f"lorareg/{path.relative_to(ROOT)}" for path in pages} <= names

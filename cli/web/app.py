@@ -23,6 +23,7 @@ from lorareg.cli.web.hub import Hub
 from lorareg.cli.web.observe import Figures
 from lorareg.cli.web.offers import Offers
 from lorareg.cli.web.openapi import openapi
+from lorareg.cli.web.pages.routes import not_found_page, page_routes
 from lorareg.cli.web.readers import Readers
 from lorareg.cli.web.replies import RefusedError, answer_to, refusal_of
 from lorareg.cli.web.uploads import Uploads
@@ -68,7 +69,9 @@ def make_app(settings: Settings) -> ASGIApp:
                 return answer
             except RefusedError as refusal:
                 error = refusal
-        return answer_to(error, request.state.request_id)
+        answered = answer_to(error, request.state.request_id)
+        for_people = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+        return not_found_page(request) if answered.status_code == 404 and for_people else answered
 
     async def health(request: Request) -> Response:
         """Whether the registry can be read."""
@@ -99,8 +102,10 @@ def make_app(settings: Settings) -> ASGIApp:
             await upstream.close()
 
     own = [Route("/healthz", health), Route("/metrics", metrics), Route("/openapi.json", schema)]
-    routes = [*own, *uploads.routes(), *hub.routes()]
-    described = openapi(routes)
+    programs = [*own, *uploads.routes(), *hub.routes()]
+    described = openapi(programs)
+    pages = page_routes(lambda request: readers.borrow(), lambda request, task: granted(request).covers(task))
+    routes = [*pages, *programs]
     handlers: dict[Any, Any] = dict.fromkeys((RefusedError, HTTPException, LoraregError, OSError, Exception), refused)
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False  # a redirect would name whatever host the request did

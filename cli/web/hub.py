@@ -203,14 +203,19 @@ class Hub:
         author, search, after = query.get("author"), query.get("search", "").lower(), query.get("cursor", "")
         wanted = {word for value in query.getlist("filter") for word in value.split(",") if word}
         found: list[dict[str, Any]] = []
-        newest = {adapter.name: adapter for adapter in reader.adapters()}
-        for name, adapter in newest.items():
-            is_authors = author is None or name.startswith(f"{author}/")
-            matches = name > after and search in name.lower() and is_authors and wanted <= set(tags_of(adapter))
-            if matches and grant.covers(name):
-                found.append(model_info(self.offers.of(reader, adapter), with_files=query.get("full") is not None))
-            if len(found) >= most:
-                break
+        while names := reader.names(after, PAGE):
+            after = names[-1]
+            fitting = [
+                name
+                for name in names
+                if search in name.lower() and (author is None or name.startswith(f"{author}/")) and grant.covers(name)
+            ]
+            for one in reader.newest(fitting):
+                if wanted <= set(tags_of(one.adapter)):
+                    offer = self.offers.of(reader, one.adapter)
+                    found.append(model_info(offer, with_files=query.get("full") is not None))
+                if len(found) >= most:
+                    return found
         return found
 
     def _refs(self, reader: Lookup, newest: Adapter) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ServeError: the address cannot be had.
     """
+    listening = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family)
@@ -48,6 +49,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
         listening.listen(BACKLOG)
     except OSError as error:
+        if listening is not None:
+            listening.close()
         reason = f"{host} port {port} cannot be had: {error.strerror or error}"
         raise ServeError(reason=reason, remedy="Choose another with --host and --port.") from error
     return listening

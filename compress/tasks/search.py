@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -33,13 +34,10 @@ class Hit:
 
 def search_by_text(query: str, adapters: Sequence[Adapter]) -> list[Hit]:
     """All adapters, the best first, by name and description alone."""
-    encoder = TextEncoder()
-    wanted = encoder.encode(query, ())
-    texts = {adapter.id: f"{adapter.name} {adapter.description}" for adapter in adapters}
-    found = _shares_by_rarity(words_of(query), {key: words_of(text) for key, text in texts.items()})
-    return _ranked(
-        adapters, lambda adapter: (cosine(wanted, encoder.encode(texts[adapter.id], ())) + found[adapter.id]) / 2
-    )
+    wanted = TextEncoder().encode(query, ())
+    texts = {adapter.id: _read(f"{adapter.name} {adapter.description}") for adapter in adapters}
+    found = _shares_by_rarity(words_of(query), {key: text.words for key, text in texts.items()})
+    return _ranked(adapters, lambda adapter: (cosine(wanted, texts[adapter.id].vector) + found[adapter.id]) / 2)
 
 
 def search_by_vector(wanted: Int8, adapters: Sequence[Adapter], vectors: Sequence[Int8]) -> list[Hit]:
@@ -53,6 +51,19 @@ def cosine(first: Int8, second: Int8) -> float:
     a, b = first.astype(np.float64), second.astype(np.float64)
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norm if norm else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What a name and description are compared by."""
+
+    vector: Int8
+    words: frozenset[str]
+
+
+@lru_cache(maxsize=1 << 15)  # a server is asked about the same tasks again and again, and making these takes longest
+def _read(text: str) -> _Text:
+    return _Text(TextEncoder().encode(text, ()), frozenset(words_of(text)))
 
 
 def _ranked(adapters: Sequence[Adapter], score: Callable[[Adapter], float]) -> list[Hit]:
@@ -70,7 +81,7 @@ def share_found(words: set[str], among: set[str]) -> float:
     return sum(any(_alike(word, other) for other in among) for word in words) / len(words) if words else 0.0
 
 
-def _shares_by_rarity(words: set[str], texts: Mapping[int, set[str]]) -> dict[int, float]:
+def _shares_by_rarity(words: set[str], texts: Mapping[int, Set[str]]) -> dict[int, float]:
     """The share of words, weighted by their rarity, that each text has; words that none has do not count."""
     shares, whole = dict.fromkeys(texts, 0.0), 0.0
     for word in sorted(words):

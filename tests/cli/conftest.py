@@ -10,11 +10,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lorareg.registry.certificate import Proof
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
-from lorareg.registry.types import Encoding, NewEncoding, NewGenerator, canonical_json
+from lorareg.registry.types import Encoding, Layout, NewEncoding, NewGenerator, canonical_json
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
 TASKS = ("man-de", "man-nl", "src-rust")
@@ -73,6 +75,42 @@ def encoded_home(home: Path) -> Path:
         record(registry, "src-rust", b"r" * 200_000, "lossless", 0.0, None)
         registry.blobs.put_bytes(b"nobody's")
     return home
+
+
+@pytest.fixture
+def certify() -> Callable[[Registry, str], None]:
+    """Give a task's present encoding a certificate with made-up figures: errors that fall from module to module."""
+
+    def add(registry: Registry, task: str) -> None:
+        adapter = registry.adapter(task)
+        encoding = registry.encoding(adapter.id)
+        assert encoding is not None
+        layout = Layout.from_json(registry.cohort(adapter.cohort_id).layout)
+        errors = np.linspace(0.3, 0.1, len(layout.modules)) * (encoding.tier != "lossless")
+        facts = {
+            "lorareg": "0.1.0",
+            "measured_at": "2026-01-02T03:04:05+00:00",
+            "fidelity": {"least_cosine": 0.95, "max_error": 0.0011, "not_a_number": 0, "infinite": 0},
+            "projection_scale": 0.5,
+            "original_norm": 3.0,
+        }
+        projections = np.arange(1024, dtype="<i2").tobytes()
+        registry.certify(adapter, encoding, Proof(facts, errors.astype("<f4").tobytes(), projections))
+
+    return add
+
+
+@pytest.fixture
+def certified_home(
+    encoded_home: Path, certify: Callable[[Registry, str], None], make_adapter: Callable[..., Path]
+) -> Path:
+    """The same with certificates, a label, and a second version of man-nl that is stored as it came."""
+    with Registry.open(encoded_home, create=False) as registry:
+        for task in TASKS:
+            certify(registry, task)
+        registry.tag(registry.adapter("man-nl"), "stable")
+        registry.ingest(read_folder(make_adapter(card="Continue manual pages in Flemish.")), name="man-nl")
+    return encoded_home
 
 
 @pytest.fixture

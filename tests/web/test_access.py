@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ ROUTES: dict[tuple[str, str], tuple[dict[str, int], str, Any]] = {
     ("GET", "/healthz"): (OPEN, "/healthz", None),
     ("GET", "/metrics"): (WHOLE, "/metrics", None),
     ("GET", "/openapi.json"): (ANY, "/openapi.json", None),
+    ("GET", "/"): (ANY, "/", None),
+    ("GET", "/report"): (ANY, "/report", None),
+    ("GET", "/static/style.css"): (ANY, "/static/style.css", None),
+    ("GET", "/static/icon.svg"): (ANY, "/static/icon.svg", None),
+    ("GET", "/tasks/T"): (READS_TEAM, "/tasks/team/man-nl", None),
     ("GET", "/api/models"): (ANY, "/api/models", None),
     ("GET", "/api/whoami-v2"): (ANY, "/api/whoami-v2", None),
     ("POST", "/api/validate-yaml"): (ANY, "/api/validate-yaml", {"content": ""}),
@@ -79,18 +85,18 @@ def test_no_route_is_left_out(serve: Serve) -> None:
     there = set()
     for route in app.app.routes:
         assert isinstance(route, Route)
-        pattern = route.path.replace("{namespace}/{task}", "T").replace("{task}", "T").replace("{name}", "T")
+        pattern = re.sub(r"(\{namespace\}/)?\{(task|name)\}", "T", route.path)
         there |= {(method, pattern) for method in route.methods or () if method != "HEAD"}
-    pages = {
-        (method, path)
-        for method, path in there
-        if not path.startswith(("/api", "/T", "/healthz", "/metrics", "/openapi"))
-    }
-    assert there - pages == set(ROUTES) | set(TASK_ROUTES)
+    assert there == set(ROUTES) | set(TASK_ROUTES)
 
 
 def test_lists_hold_no_other_namespace(serve: Serve, tokens: Any) -> None:
     client = serve(anonymous=False)
+    page = client.get("/", headers=tokens.headers("team-read")).text
+    assert "man-nl" in page
+    assert "man-de" not in page
+    assert "src-rust" not in client.get("/report", headers=tokens.headers("team-read")).text
+    assert "src-rust" not in client.get("/?q=rust", headers=tokens.headers("team-read")).text
     named = client.get("/api/models", headers=tokens.headers("team-read")).json()
     assert [entry["id"] for entry in named] == ["team/man-nl"]
 

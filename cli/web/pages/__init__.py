@@ -1,0 +1,1 @@
+"""Pages for people: what is in a registry, without a line of script."""

@@ -1,0 +1,81 @@
+"""Pages of tasks: the same from both readers, in as few queries as there are pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorareg.registry.errors import IntegrityError
+from lorareg.registry.lookup import TaskBytes
+from lorareg.registry.peft_format import read_folder
+from lorareg.registry.reader import Reader
+from lorareg.registry.schema import EncodingRow
+from lorareg.registry.store import Registry
+from lorareg.registry.types import NewEncoding
+
+
+@pytest.fixture
+def shelf(registry: Registry, make_adapter: Callable[..., Path]) -> Registry:
+    """Tasks a, b (three versions, the newest removed; the first encoded twice) and c (removed)."""
+    folders = [read_folder(make_adapter(f"of-{seed}", seed=seed)) for seed in range(3)]
+    for name in ("c", "a", "b"):
+        registry.ingest(folders[0], name=name)
+    for folder in folders[1:]:
+        registry.ingest(folder, name="b")
+    for ref in ("c", "b@3"):
+        registry.remove(registry.adapter(ref))
+    for code in (b"older", b"code"):
+        sha256, adapter = registry.blobs.put_bytes(code), registry.adapter("b@1")
+        registry.record_encoding(
+            NewEncoding(adapter.id, None, "fake-1", "residual", sha256, len(code), "0" * 64, 900, {}, {})
+        )
+    registry.tag(registry.adapter("b@1"), "stable")
+    return registry
+
+
+def test_names_are_the_keys_of_pages(shelf: Registry) -> None:
+    assert shelf.names() == ["a", "b"]
+    assert shelf.names(limit=1) == ["a"]
+    assert shelf.names("a", 5) == ["b"]
+    assert shelf.names("b") == []
+    assert shelf.names(include_removed=True) == ["a", "b", "c"]
+
+
+def test_the_newest_of_each_name_and_every_version_of_one(shelf: Registry) -> None:
+    newest = shelf.newest(["b", "a", "c", "nobody", "b"])
+    assert [(one.adapter.ref, one.encoding) for one in newest] == [("a@1", None), ("b@2", None)]
+    assert newest[0].stored_bytes == newest[0].adapter.original_bytes
+    first, second = shelf.versions("b")
+    assert (first.adapter.ref, first.stored_bytes, second.adapter.ref) == ("b@1", 4, "b@2")
+    assert first.encoding == shelf.encoding(first.adapter.id)
+    assert [tag.label for tag in shelf.labels("b")] == ["stable"]
+
+
+def test_what_each_name_takes(shelf: Registry) -> None:
+    size = shelf.adapter("a").original_bytes
+    assert shelf.task_bytes() == [
+        TaskBytes("a", 1, None, 1, size, size),
+        TaskBytes("b", 1, None, 2, 2 * size, size + 4),
+    ]
+
+
+def test_both_readers_answer_alike(shelf: Registry) -> None:
+    with Reader(shelf.home) as reader:
+        assert reader.names("a", 5, include_removed=True) == shelf.names("a", 5, include_removed=True)
+        assert reader.newest(["a", "b"]) == shelf.newest(["a", "b"])
+        assert reader.versions("b") == shelf.versions("b")
+        assert reader.task_bytes() == shelf.task_bytes()
+        assert reader.labels("b") == shelf.labels("b")
+        assert reader.generators() == shelf.generators() == []
+        assert reader.task_vectors_by("text:test") == []
+
+
+def test_a_page_verifies_both_rows_of_each_line(shelf: Registry) -> None:
+    from sqlalchemy import update
+
+    with shelf.writing() as session:
+        session.execute(update(EncodingRow).values(size_bytes=5))
+    with pytest.raises(IntegrityError, match="of table 'encoding' is damaged"):
+        shelf.versions("b")
