@@ -137,11 +137,11 @@ def test_names_a_server_does_not_go_by(serve: Serve) -> None:
 
 
 def test_beyond_this_machine_there_have_to_be_tokens(run: Run, home: Path) -> None:
-    result = run("serve", "--host", "0.0.0.0", "--home", home)
+    result = run("serve", "--host", "0.0.0.0", "--port", "0", "--home", home)
     assert result.exit_code == 61
     assert "none holds" in result.err
     assert "lorareg token create" in result.err
-    result = run("serve", "--tokens", "--home", home)
+    result = run("serve", "--tokens", "--port", "0", "--home", home)
     assert result.exit_code == 61
 
 
@@ -174,4 +174,4 @@ def test_an_address_that_is_taken(run: Run, home: Path) -> None:
 
 
 def test_a_home_that_is_none(run: Run, tmp_path: Path) -> None:
-    assert run("serve", "--home", tmp_path / "none").exit_code == 20
+    assert run("serve", "--port", "0", "--home", tmp_path / "none").exit_code == 20
