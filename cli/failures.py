@@ -32,7 +32,7 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, LoraregError):
         return str(error), error.exit_code
     database_error = getattr(error, "orig", error)  # what SQLAlchemy wraps
-    if isinstance(database_error, sqlite3.Error):
+    if isinstance(database_error, sqlite3.Error) or type(database_error).__module__.startswith("psycopg"):
         return f"The registry's database says: {database_error}. Nothing was recorded.", EXIT_MACHINE
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""

@@ -1,4 +1,4 @@
-"""`lorareg migrate`: bring a registry to this version's schema, or its blobs to another store."""
+"""`lorareg migrate`: a registry to this version's schema, its rows to another database, its blobs to another store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ def migrate(
             "--store", metavar="URL", show_default=False, help="Bring blobs to s3://bucket/prefix or file:///folder."
         ),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="URL", show_default=False, help="Bring rows to postgresql+psycopg://... (empty)."),
+    ] = None,
     home: Home = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring the database to the current schema, and with --store the blobs to another store.
+    """Bring a registry to this schema, another database or store.
 
-    A backup of the database is made first. Every other command does the same when it has to. Blobs are read back where
-    they went, and stay where they were; a move that was stopped goes on. Stop servers and whoever writes before it.
+    Without options, to the schema of this version, as every other command does when it has to. A backup is made
+    first (of PostgreSQL, make one with pg_dump). Rows are copied in one transaction, each verified; from then on
+    LORAREG_DATABASE has to name the other database. Blobs are read back where they went; a move that was stopped
+    goes on. Both stay where they were as well. Stop servers and whoever writes before.
 
     Raises:
         IntegrityError: a blob is damaged; the registry goes on with the store it had.
@@ -40,7 +46,8 @@ def migrate(
     if done.found == done.current:
         lines = [f"schema {done.current} is current; nothing to do"]
     else:
-        lines = [f"migrated from schema {done.found} to {done.current}; the database before it: {backup}"]
+        before = "pg_dump makes backups" if backup is None else f"the database before it: {backup}"
+        lines = [f"migrated from schema {done.found} to {done.current}; {before}"]
     if store is not None:
         from lorareg.registry.blob_stores import move_blobs
 
@@ -58,4 +65,12 @@ def migrate(
         lines.append(
             f"{moved.copied} blobs ({size}) brought to {moved.after}; {moved.before} may go once you have looked"
         )
+    if to is not None:
+        from lorareg.registry.backend import backend_at
+        from lorareg.registry.copying import move_rows
+
+        with Registry.open(home, create=False) as registry:
+            copied = move_rows(registry, backend_at(to, registry.home))
+        data |= {"rows": copied.rows, "database": copied.database}
+        lines.append(f"{copied.rows} rows copied to {copied.database}; set LORAREG_DATABASE to use them from now on")
     output.show(data, *lines)

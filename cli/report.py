@@ -122,7 +122,7 @@ def report(
     from lorareg.registry.store import Registry
 
     with Registry.open(home, create=False) as registry, registry.reading() as connection:
-        built = build_report(connection, registry.home, registry.blobs)
+        built = build_report(connection, registry)
     if html is not None:
         from lorareg.cli.report_html import render
 

@@ -1,6 +1,6 @@
 """Everything that can be verified about a registry, without changing it.
 
-Needs only a `Lookup`, so the read-only `Reader` will do. SQLite's own checks come first, then every
+Needs only a `Lookup`, so the read-only `Reader` will do. the database's own checks come first, then every
 row's digest, what rows say about each other, and the blobs: there, of the right size, and with
 `read_data` of the right content. What nothing refers to is reported as information.
 """
@@ -59,13 +59,8 @@ def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
 
 
 def _database_problems(lookup: Lookup) -> Iterator[Finding]:
-    for row in lookup.fetch("PRAGMA integrity_check"):
-        (answer,) = row.values()
-        if answer != "ok":
-            yield Finding("database", f"SQLite finds: {answer}", _BACKUP_REMEDY)
-    for row in lookup.fetch("PRAGMA foreign_key_check"):
-        problem = f"row {row['rowid']} refers to a row of table {row['parent']!r} that is gone"
-        yield Finding(f"table {row['table']!r}", problem, _BACKUP_REMEDY)
+    for what, problem in lookup.backend.problems(lookup.fetch):
+        yield Finding(what, problem, _BACKUP_REMEDY)
 
 
 def _row_problems(table: str, rows: Rows) -> Iterator[Finding]:

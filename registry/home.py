@@ -7,6 +7,7 @@ from pathlib import Path
 
 HOME_VARIABLE = "LORAREG_HOME"
 DEFAULT_HOME = ".lorareg"
+DATABASE_VARIABLE = "LORAREG_DATABASE"
 STORE = "store"
 """What a registry remembers the URL of its blobs under, where they are not in its folder."""
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lorareg.registry.backend import Backend
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.errors import (
     MissingBlobError,
@@ -48,6 +49,7 @@ from lorareg.registry.types import (
 Record = TypeVar("Record")
 
 
+NAMES_A_QUERY = 500
 _CURRENT = "FROM adapter LEFT JOIN encoding ON encoding.adapter_id = adapter.id AND encoding.superseded_at IS NULL"
 _LISTED = ", ".join(
     f"{table}.{column} AS {table}_{column}"
@@ -86,6 +88,7 @@ class Lookup(ABC):
     """The read-only half of a registry."""
 
     home: Path
+    backend: Backend
 
     @cached_property
     def blobs(self) -> BlobStore:
@@ -147,11 +150,15 @@ class Lookup(ABC):
         return [row["name"] for row in self.fetch(sql, after=after, **_given(limit=limit))]
 
     def newest(self, names: Sequence[str]) -> list[Listed]:
-        """The newest version under each of these names, by name, in one query."""
+        """The newest version under each of these names, by name, some hundred names a query."""
         is_later = "later.name = adapter.name AND later.version > adapter.version AND later.removed_at IS NULL"
-        asked = "adapter.name IN (SELECT value FROM json_each(:names))"
-        where = f"{asked} AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {is_later})"
-        return self._listed(where, names=json.dumps(list(names)))
+        found = []
+        for start in range(0, len(names), NAMES_A_QUERY):
+            asked = {f"name_{number}": name for number, name in enumerate(names[start : start + NAMES_A_QUERY])}
+            among = ", ".join(f":{parameter}" for parameter in asked)
+            where = f"adapter.name IN ({among}) AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {is_later})"
+            found += self._listed(where, **asked)
+        return sorted(found, key=lambda listed: listed.adapter.name)
 
     def versions(self, name: str) -> list[Listed]:
         """Every version under a name, the oldest first."""
@@ -161,8 +168,8 @@ class Lookup(ABC):
         """What each name takes, over its versions, by name; once for each generator that its versions use."""
         columns = "adapter.name, adapter.cohort_id, encoding.generator_id"
         sums = (
-            "COUNT(*) AS versions, SUM(adapter.original_bytes) AS original_bytes, "
-            "SUM(COALESCE(encoding.size_bytes, adapter.original_bytes)) AS stored_bytes"
+            "COUNT(*) AS versions, CAST(SUM(adapter.original_bytes) AS BIGINT) AS original_bytes, "
+            "CAST(SUM(COALESCE(encoding.size_bytes, adapter.original_bytes)) AS BIGINT) AS stored_bytes"
         )
         rest = f"WHERE adapter.removed_at IS NULL GROUP BY {columns} ORDER BY {columns}"
         return [TaskBytes(**row) for row in self.fetch(f"SELECT {columns}, {sums} {_CURRENT} {rest}")]

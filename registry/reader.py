@@ -1,20 +1,20 @@
 """The decode path's view of a registry: read-only, with neither SQLAlchemy nor torch behind it.
 
-A registry of an older schema is opened once through `store`, which backs it up and migrates it;
-after that this reader continues on its own.
+A registry of an older schema is opened once through `store`, which migrates it; after that this reader continues on its
+own.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lorareg.registry.backend import backend_of
 from lorareg.registry.home import resolve_home
 from lorareg.registry.lookup import Lookup
-from lorareg.registry.revision import connect_read_only, database_error, is_current
+from lorareg.registry.revision import is_current
 
 
 class Reader(Lookup):
@@ -28,15 +28,16 @@ class Reader(Lookup):
             NewerSchemaError: a newer lorareg wrote it.
         """
         self.home = resolve_home(home)
-        if not is_current(self.home):
+        self.backend = backend_of(self.home)
+        if not is_current(self.backend):
             from lorareg.registry.store import Registry
 
             Registry.open(self.home, create=False).close()
-        self._connection = connect_read_only(self.home)
+        self._rows = self.backend.connect()
 
     def close(self) -> None:
         """Close the database."""
-        self._connection.close()
+        self._rows.close()
 
     def __enter__(self) -> Reader:
         return self
@@ -47,8 +48,4 @@ class Reader(Lookup):
         self.close()
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
-        try:
-            rows = self._connection.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise database_error(self.home, error) from error
-        return [dict(row) for row in rows]
+        return self._rows.fetch(sql, parameters)

@@ -7,10 +7,9 @@ snapshot of the database, in which originals that were not copied are marked as 
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -97,9 +96,7 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
                 copied, copied_bytes = copied + 1, copied_bytes + size_bytes
             advance(1)
         with tempfile.TemporaryDirectory() as folder:
-            snapshot = Path(folder) / DATABASE_FILE
-            _snapshot(registry, snapshot, left_out)
-            target.put_database(snapshot)
+            target.put_database(_snapshot(registry, Path(folder), left_out))
     generators = _record(registry, resolved, wanted)
     return Replicated(resolved, copied, copied_bytes, present, generators)
 
@@ -162,17 +159,19 @@ def blobs_to_copy(registry: Registry, originals: bool) -> tuple[dict[str, int], 
     return {sha256: size for sha256, size in wanted.items() if sha256 not in left_out}, left_out
 
 
-def _snapshot(registry: Registry, path: Path, left_out: Mapping[str, int]) -> None:
-    """A copy of the database in which what is not copied counts as gone."""
-    from sqlalchemy.orm import Session
+def _snapshot(registry: Registry, folder: Path, left_out: Mapping[str, int]) -> Path:
+    """A copy of the database, in SQLite, in which what is not copied counts as gone."""
+    from lorareg.registry.copying import copy_rows
+    from lorareg.registry.database import writing
+    from lorareg.registry.migrate import migrate
+    from lorareg.registry.sqlite import Sqlite
 
-    from lorareg.registry.database import create_registry_engine
-
-    with closing(sqlite3.connect(registry.home / DATABASE_FILE)) as connection:
-        connection.execute("VACUUM INTO ?", (str(path),))
-    engine = create_registry_engine(path.parent)
+    backend = Sqlite(folder)
+    migrate(backend)
+    engine = backend.engine()
     try:
-        with Session(engine) as session, session.begin():
+        with registry.reading() as connection, writing(engine, backend) as session:
+            copy_rows(connection, session.connection())
             for sha256, size_bytes in left_out.items():
                 row = session.get(RetiredBlobRow, sha256)
                 if row is None:
@@ -183,6 +182,7 @@ def _snapshot(registry: Registry, path: Path, left_out: Mapping[str, int]) -> No
                 row.state, row.deleted_at = "deleted", row.deleted_at or now()
     finally:
         engine.dispose()
+    return backend.finished()
 
 
 def _record(registry: Registry, location: str, copied: Mapping[str, int]) -> int:

@@ -14,13 +14,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping
 
 from lorareg.registry import report_queries as queries
-from lorareg.registry.blobs import BlobStore
+from lorareg.registry.lookup import Lookup
 from lorareg.registry.report_queries import Names, Use
 
 UNCOMPRESSED = "original"
@@ -136,8 +135,8 @@ def percent(part: float, whole: float) -> float:
     return 100.0 * part / whole if whole else 0.0
 
 
-def build_report(connection: Connection, home: Path, blobs: BlobStore, only: Names = None) -> Report:
-    """Add up the registry behind `connection`; `blobs` is only asked for names and sizes of files.
+def build_report(connection: Connection, lookup: Lookup, only: Names = None) -> Report:
+    """Add up the registry behind `connection`; blobs of `lookup`, which it is too, are only asked for names and sizes.
 
     With `only`, a set of names, add up these adapters as if there were no others: what is nobody's (the rest of
     the database, files that no row names) counts as nothing then.
@@ -164,9 +163,9 @@ def build_report(connection: Connection, home: Path, blobs: BlobStore, only: Nam
         adapters.extend(reports)
     adapters.sort(key=lambda adapter: (adapter.name, adapter.version))
     return Report(
-        home=str(home),
+        home=str(lookup.home),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        totals=_totals(connection, blobs, cohorts, only),
+        totals=_totals(connection, lookup, cohorts, only),
         cohorts=cohorts,
         adapters=adapters,
     )
@@ -280,7 +279,7 @@ def _cohort_report(
     )
 
 
-def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortReport], only: Names) -> Totals:
+def _totals(connection: Connection, lookup: Lookup, cohorts: Sequence[CohortReport], only: Names) -> Totals:
     uses = queries.blob_bytes(connection, only)
     vectors = sum(cohort.task_vector_bytes for cohort in cohorts)
     certificates = sum(cohort.certificate_bytes for cohort in cohorts)
@@ -305,8 +304,10 @@ def _totals(connection: Connection, blobs: BlobStore, cohorts: Sequence[CohortRe
     }
     if only is None:
         referenced = queries.referenced_digests(connection)
-        beside["orphans"] = sum(blob.size_bytes for blob in blobs.listed() if blob.sha256 not in referenced)
-        stored["database_overhead"] = max(0, queries.database_bytes(connection) - vectors - certificates - rows)
+        beside["orphans"] = sum(blob.size_bytes for blob in lookup.blobs.listed() if blob.sha256 not in referenced)
+        stored["database_overhead"] = max(
+            0, queries.database_bytes(connection, lookup.backend) - vectors - certificates - rows
+        )
     original = sum(cohort.original_bytes for cohort in cohorts)
     stored_bytes = sum(stored.values())
     return Totals(

@@ -14,17 +14,16 @@ from enum import IntEnum
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Integer,
-    LargeBinary,
     RowMapping,
     Select,
     Subquery,
     Table,
     and_,
     case,
-    cast,
     func,
     literal,
     or_,
@@ -33,7 +32,10 @@ from sqlalchemy import (
     true,
     union_all,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import GenericFunction
 
+from lorareg.registry.backend import Backend
 from lorareg.registry.schema import (
     AdapterFileRow,
     AdapterRow,
@@ -48,6 +50,42 @@ from lorareg.registry.schema import (
 from lorareg.registry.types import CARD_FILE, CONFIG_FILE, EXTRAS_FOLDER, WEIGHTS_FILE
 
 INTEGER_BYTES = 8
+
+
+class ByteLength(GenericFunction[int]):
+    """How many bytes a text or blob has, as SQL."""
+
+    name = "byte_length"
+    inherit_cache = True
+    type = BigInteger()
+
+
+@compiles(ByteLength)
+def _byte_length_in_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+@compiles(ByteLength, "postgresql")
+def _byte_length_in_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+class EachOf(GenericFunction[str]):
+    """The texts of a JSON array as rows, as SQL."""
+
+    name = "each_of"
+    inherit_cache = True
+
+
+@compiles(EachOf)
+def _each_of_in_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **options)})"
+
+
+@compiles(EachOf, "postgresql")
+def _each_of_in_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS json))"
+
 
 Names = Collection[str] | None
 """Of the adapters that are asked about; None for all."""
@@ -88,7 +126,7 @@ def row_bytes(model: type[Base], leave_out: Sequence[str] = ()) -> ColumnElement
         if isinstance(column.type, Integer):
             total = total + case((column.is_not(None), INTEGER_BYTES), else_=0)
         else:
-            total = total + func.coalesce(func.length(cast(column, LargeBinary)), 0)
+            total = total + func.coalesce(ByteLength(column), 0)
     return total
 
 
@@ -96,8 +134,7 @@ def _is_among(only: Names) -> ColumnElement[bool]:
     """Whether an adapter's name is one of these; as JSON: a statement may have too few parameters."""
     if only is None:
         return true()
-    names = func.json_each(json.dumps(sorted(only))).table_valued("value")
-    return AdapterRow.name.in_(select(names.c.value))
+    return AdapterRow.name.in_(select(EachOf(literal(json.dumps(sorted(only)))).table_valued("value").c.value))
 
 
 def _generators_in_use(only: Names) -> Select[Any]:
@@ -261,7 +298,6 @@ def generator_row_bytes(connection: Connection, only: Names = None) -> dict[int,
     return {cohort_id: int(size) for cohort_id, size in connection.execute(query)}
 
 
-def database_bytes(connection: Connection) -> int:
-    """Bytes of the database file: its pages, used or free."""
-    pages = connection.execute(text("PRAGMA page_count")).scalar_one()
-    return int(pages) * int(connection.execute(text("PRAGMA page_size")).scalar_one())
+def database_bytes(connection: Connection, backend: Backend) -> int:
+    """Bytes that the database takes: its pages, used or free."""
+    return int(connection.execute(text(backend.size_query)).scalar_one())

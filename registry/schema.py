@@ -10,13 +10,28 @@ record. A new column goes with a migration that rewrites the digests.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, MetaData, UniqueConstraint, event, text
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    UniqueConstraint,
+    event,
+    text,
+)
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
 
 from lorareg.registry.rows import row_digest, verify_row
+
+# PostgreSQL's integers are small, and its order of texts is its locale's, unless it is told otherwise.
+INTEGER = BigInteger().with_variant(Integer(), "sqlite")
+TEXT = String().with_variant(String(collation="C"), "postgresql")
 
 
 class Base(DeclarativeBase):
@@ -30,6 +45,8 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
+
+    type_annotation_map: ClassVar = {int: INTEGER, str: TEXT}
 
     row_digest: Mapped[str] = mapped_column(sort_order=1000)
 

@@ -16,17 +16,18 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy import select, text
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
+from lorareg.registry.backend import Backend, backend_of
 from lorareg.registry.blob_stores import asked_store
 from lorareg.registry.blobs import StagedBlob
 from lorareg.registry.card import tidy_description
 from lorareg.registry.certificate import Proof, Subject, compose, digest_of
-from lorareg.registry.database import create_registry_engine, reading, writing
+from lorareg.registry.database import reading, writing
 from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
 from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
-from lorareg.registry.home import DATABASE_FILE, STORE, resolve_home
+from lorareg.registry.home import STORE, resolve_home
 from lorareg.registry.ingest import (
     IngestOutcome,
     IngestRequest,
@@ -84,10 +85,10 @@ class Restored:
 class Registry(Lookup):
     """An open registry. Use it as a context manager, or `close` it."""
 
-    def __init__(self, home: Path, engine: Engine) -> None:
-        """Wrap an engine whose database is current; `open` is the way in."""
-        self.home = home
-        self.engine = engine
+    def __init__(self, backend: Backend) -> None:
+        """Wrap a database that is current; `open` is the way in."""
+        self.home, self.backend = backend.home, backend
+        self.engine = backend.engine()
 
     @classmethod
     def open(cls, home: Path | None = None, *, create: bool) -> Registry:
@@ -97,12 +98,12 @@ class Registry(Lookup):
             RegistryError: there is none and `create` is false, or it cannot be read.
             NewerSchemaError: a newer lorareg wrote it.
         """
-        home = resolve_home(home)
-        make = create and not (home / DATABASE_FILE).exists()
+        backend = backend_of(resolve_home(home))
+        make = create and not backend.is_there()
         url = asked_store() if make else None
-        if make or not is_current(home):
-            migrate(home)
-        registry = cls(home, create_registry_engine(home))
+        if make or not is_current(backend):
+            migrate(backend)
+        registry = cls(backend)
         if url is not None:
             registry.remember(STORE, url)
         return registry
@@ -115,9 +116,9 @@ class Registry(Lookup):
             RegistryError: there is none, or it cannot be written.
             NewerSchemaError: a newer lorareg wrote it.
         """
-        home = resolve_home(home)
-        is_current(home)
-        return migrate(home)
+        backend = backend_of(resolve_home(home))
+        is_current(backend)
+        return migrate(backend)
 
     def close(self) -> None:
         """Close every connection."""
@@ -133,11 +134,11 @@ class Registry(Lookup):
 
     def reading(self) -> AbstractContextManager[Connection]:
         """One consistent snapshot, for SQL that spans several statements."""
-        return reading(self.engine, self.home)
+        return reading(self.engine, self.backend)
 
     def writing(self) -> AbstractContextManager[Session]:
         """One transaction that is committed whole or not at all; whoever writes waits for its turn."""
-        return writing(self.engine, self.home)
+        return writing(self.engine, self.backend)
 
     def ingest(self, folder: PeftFolder, *, name: str, description: str | None = None) -> IngestOutcome:
         """Take in an adapter that `peft_format.read_adapter` has read; ingesting it again changes nothing.

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from lorareg.registry.schema import INTEGER, TEXT
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -13,15 +15,15 @@ def upgrade() -> None:
     """Create the table."""
     op.create_table(
         "token",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("name", sa.String(), nullable=False),
-        sa.Column("scope", sa.String(), nullable=False),
-        sa.Column("namespace", sa.String(), nullable=False),
-        sa.Column("secret_sha256", sa.String(), nullable=False),
-        sa.Column("created_at", sa.String(), nullable=False),
-        sa.Column("expires_at", sa.String(), nullable=True),
-        sa.Column("revoked_at", sa.String(), nullable=True),
-        sa.Column("row_digest", sa.String(), nullable=False),
+        sa.Column("id", INTEGER, nullable=False),
+        sa.Column("name", TEXT, nullable=False),
+        sa.Column("scope", TEXT, nullable=False),
+        sa.Column("namespace", TEXT, nullable=False),
+        sa.Column("secret_sha256", TEXT, nullable=False),
+        sa.Column("created_at", TEXT, nullable=False),
+        sa.Column("expires_at", TEXT, nullable=True),
+        sa.Column("revoked_at", TEXT, nullable=True),
+        sa.Column("row_digest", TEXT, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_token"),
         sa.UniqueConstraint("name", name="uq_token_name"),
     )

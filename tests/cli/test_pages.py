@@ -387,7 +387,7 @@ def test_the_report_of_some_is_that_of_a_registry_of_its_own(tmp_path: Path, mak
                     NewEncoding(adapter.id, None, "fake-1", "residual", digest, len(code), "0" * 64, 900, {}, {})
                 )
             with registry.reading() as connection:
-                built = build_report(connection, home, registry.blobs, {"one", "two"})
+                built = build_report(connection, registry, {"one", "two"})
             reports.append(replace(built, home="", created_at=""))
     assert reports[0] == reports[1]
     assert reports[0].totals.adapters == 2

@@ -16,7 +16,7 @@ from lorareg.registry.types import WEIGHTS_FILE
 
 def report_of(home: Path) -> Report:
     with Registry.open(home, create=False) as registry, registry.reading() as connection:
-        return build_report(connection, registry.home, registry.blobs)
+        return build_report(connection, registry)
 
 
 def test_parts_add_up_to_all_bytes_on_disk(encoded_home: Path) -> None:

@@ -23,6 +23,7 @@ from lorareg.compress.proofs.verify import verify
 from lorareg.registry import prune as plan_module
 from lorareg.registry import sweep as sweep_module
 from lorareg.registry.errors import OriginalGoneError, RegistryError
+from lorareg.registry.folder_blobs import FolderBlobs
 from lorareg.registry.replicate import replicate
 from lorareg.registry.rows import row_digest
 from lorareg.registry.store import Registry
@@ -103,16 +104,16 @@ def run_protocol(registry: Registry) -> list[str]:
     broken: list[str] = []
     originals = {name: weights_of(registry, name) for name in NAMES}
     recorded = {name: encoding_of(registry, name).output_digest for name in NAMES}
-    unlink = sweep_module._unlink_files
+    delete = FolderBlobs.delete
 
-    def watched(of: Registry, digests: list[str]) -> None:
-        with closing(sqlite3.connect(of.home / "registry.sqlite")) as raw:  # sees only what is committed
+    def watched(store: FolderBlobs, digests: list[str]) -> None:
+        with closing(sqlite3.connect(registry.home / "registry.sqlite")) as raw:  # sees only what is committed
             marked = {row[0] for row in raw.execute("SELECT sha256 FROM retired_blob WHERE state = 'deleting'")}
         broken.extend(f"{digest} unlinked before `deleting` was committed" for digest in set(digests) - marked)
-        unlink(of, digests)
+        delete(store, digests)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module, "_unlink_files", watched)
+        patch.setattr(FolderBlobs, "delete", watched)
         prune(registry, Silent())
         sweep(registry, NO_GRACE)
     for name in NAMES:
@@ -169,7 +170,7 @@ def holds_all(home: Path, refs: list[str]) -> list[dict[str, Any]]:
 def unlink_first(registry: Registry, grace: timedelta, limit: int) -> Any:
     with registry.writing() as session:
         rows = session.query(sweep_module.RetiredBlobRow).all()
-        sweep_module._unlink_files(registry, [row.sha256 for row in rows])
+        registry.blobs.delete([row.sha256 for row in rows])
     return MARK(registry, grace, limit)
 
 

@@ -68,7 +68,7 @@ def test_what_rides_along_goes_all_the_way(run: Run, adapters: Path, tmp_path: P
         assert not extras["whole"]
 
     with Registry.open(tmp_path / "home", create=False) as registry, registry.reading() as connection:
-        report = build_report(connection, registry.home, registry.blobs)
+        report = build_report(connection, registry)
     blobs = sum(path.stat().st_size for path in (tmp_path / "home" / "blobs").rglob("*") if path.is_file())
     database = (tmp_path / "home" / "registry.sqlite").stat().st_size
     assert report.totals.on_disk_bytes == blobs + database

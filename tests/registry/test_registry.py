@@ -12,11 +12,13 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lorareg.registry import database, ingest
+from lorareg.registry import ingest
+from lorareg.registry import sqlite as sqlite_module
 from lorareg.registry.errors import (
     IntegrityError,
     InvalidAdapterError,
@@ -35,6 +37,7 @@ from lorareg.registry.peft_format import PeftFolder, read_folder
 from lorareg.registry.store import Registry
 from lorareg.registry.types import Adapter, Layout, NewEncoding, NewGenerator
 
+Raw = Callable[..., Any]
 MakeAdapter = Callable[..., Path]
 KEY = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -360,6 +363,7 @@ def test_homes_that_cannot_be_opened(tmp_path: Path) -> None:
         Registry.open(tmp_path, create=True)
 
 
+@pytest.mark.sqlite_alone
 def test_durability_settings(registry: Registry) -> None:
     with registry.reading() as connection:
         pragmas = {
@@ -369,10 +373,11 @@ def test_durability_settings(registry: Registry) -> None:
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
 
 
+@pytest.mark.sqlite_alone
 def test_a_writer_waits_and_then_says_who_it_waited_for(
     home: Path, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(sqlite_module, "BUSY_TIMEOUT_S", 0.2)
     with Registry.open(home, create=True) as registry, closing(sqlite3.connect(home / "registry.sqlite")) as other:
         other.isolation_level = None
         other.execute("BEGIN IMMEDIATE")
@@ -384,11 +389,10 @@ def test_a_writer_waits_and_then_says_who_it_waited_for(
 
 
 def test_tampering_with_a_row_is_noticed_and_not_signed_over(
-    registry: Registry, home: Path, make_adapter: MakeAdapter
+    registry: Registry, home: Path, raw: Raw, make_adapter: MakeAdapter
 ) -> None:
     adapter = take(registry, make_adapter()).adapter
-    with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
-        raw.execute("UPDATE adapter SET description = 'tampered'")
+    raw("UPDATE adapter SET description = 'tampered'")
     for act in (
         lambda: registry.adapter("task"),
         lambda: registry.remove(adapter),

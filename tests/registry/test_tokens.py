@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,8 @@ from lorareg.registry.reader import Reader
 from lorareg.registry.schema import TokenRow
 from lorareg.registry.store import Registry
 from lorareg.registry.tokens import covers, create_token, find_token, holds, revoke_token
+
+Raw = Callable[..., Any]
 
 
 def test_a_token_is_found_by_its_text_alone(registry: Registry, home: Path) -> None:
@@ -89,14 +93,11 @@ def test_when_tokens_can_expire(registry: Registry, days: float) -> None:
         create_token(registry, "ci", "read", "*", days)
 
 
-def test_a_damaged_token_is_refused(registry: Registry, home: Path) -> None:
-    import sqlite3
-    from contextlib import closing
+def test_a_damaged_token_is_refused(registry: Registry, home: Path, raw: Raw) -> None:
 
     _, text = create_token(registry, "ci", "read", "team")
     registry.close()
-    with closing(sqlite3.connect(home / "registry.sqlite")) as raw, raw:
-        raw.execute("UPDATE token SET scope = 'write', namespace = '*'")
+    raw("UPDATE token SET scope = 'write', namespace = '*'")
     with Reader(home) as reader:
         with pytest.raises(IntegrityError, match="table 'token'"):
             find_token(reader, text)

@@ -119,7 +119,7 @@ class _Pages:
             home, names = lookup.home, lookup.names(include_removed=True)
         only = {name for name in names if self._may_see(request, name)}
         with Registry.open(home, create=False) as registry, registry.reading() as connection:
-            built = build_report(connection, home, registry.blobs, None if len(only) == len(names) else only)
+            built = build_report(connection, registry, None if len(only) == len(names) else only)
         values = {"created_at": built.created_at, "sections": Markup(render_sections(built))}
         return render_page(request, "report.html", values)
 

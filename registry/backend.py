@@ -1,0 +1,147 @@
+"""What a database has to do for a registry, and which one it is: SQLite in its folder, or PostgreSQL at a URL.
+
+LORAREG_DATABASE names the URL; without it there is SQLite. Only the two modules behind this one know which it is. What
+reads imports neither SQLAlchemy nor Alembic; the methods that write import them when they are called.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lorareg.registry.errors import RegistryError
+from lorareg.registry.home import DATABASE_VARIABLE
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine
+
+BASE_REVISION = "base"
+"""What Alembic calls a database with no tables yet."""
+
+WRITES = "lorareg_writes"
+"""The execution option by which an engine's transaction is known to be a writer's."""
+
+Fetch = Callable[[str], Sequence[Mapping[str, Any]]]
+
+
+class Rows(Protocol):
+    """A connection that reads."""
+
+    def fetch(self, sql: str, parameters: Mapping[str, object]) -> Sequence[Mapping[str, Any]]:
+        """Run a SELECT with `:named` parameters.
+
+        Raises:
+            RegistryError: the database refused.
+        """
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class Backend(ABC):
+    """The database of the registry at `home`."""
+
+    name: str
+    size_query: str  # a SELECT of the bytes that the database takes
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    @abstractmethod
+    def is_there(self) -> bool:
+        """Whether there is a database with a registry in it, of whatever schema."""
+
+    @abstractmethod
+    def revision(self) -> str:
+        """The schema revision, `BASE_REVISION` if there are no tables.
+
+        Raises:
+            RegistryError: it cannot be read, or is not a registry's.
+        """
+
+    @abstractmethod
+    def connect(self) -> Rows:
+        """A connection without the means to change anything; threads may hand it on, one at a time uses it.
+
+        Raises:
+            RegistryError: it cannot be opened.
+        """
+
+    @abstractmethod
+    def problems(self, fetch: Fetch) -> Iterator[tuple[str, str]]:
+        """What the database itself finds wrong, and with what."""
+
+    @abstractmethod
+    def error(self, error: BaseException) -> RegistryError:
+        """What the database said, and what to do about it."""
+
+    @abstractmethod
+    def engine(self, *, migrates: bool = False) -> Engine:
+        """An engine whose transactions are whole or nothing, a writer's one after another."""
+
+    @abstractmethod
+    def migrating(self) -> AbstractContextManager[None]:
+        """One process at a time; the lock goes with its process.
+
+        Raises:
+            RegistryError: the folder or the database cannot be used.
+        """
+
+    @abstractmethod
+    def back_up(self, revision: str) -> Path | None:
+        """A copy of the database from before a migration, where the database can make one."""
+
+    @abstractmethod
+    def expect_references(self, connection: Connection) -> None:
+        """After a migration: every row that another refers to is there.
+
+        Raises:
+            RegistryError: one is gone.
+        """
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Before the first tables are made in a new database."""
+
+
+def database_url() -> str | None:
+    """What LORAREG_DATABASE says."""
+    return os.environ.get(DATABASE_VARIABLE) or None
+
+
+def backend_of(home: Path) -> Backend:
+    """The database of the registry at `home`.
+
+    Raises:
+        RegistryError: LORAREG_DATABASE names one of another kind.
+        MissingExtraError: it needs a package that is not installed.
+    """
+    url = database_url()
+    if url is None or url.startswith("sqlite:"):
+        from lorareg.registry.sqlite import Sqlite
+
+        if url is not None:
+            remedy = f"Unset {DATABASE_VARIABLE}: SQLite is what a registry has without it."
+            raise RegistryError(home=home, reason=f"{DATABASE_VARIABLE} names SQLite", remedy=remedy)
+        return Sqlite(home)
+    return backend_at(url, home)
+
+
+def backend_at(url: str, home: Path) -> Backend:
+    """The PostgreSQL database at a URL.
+
+    Raises:
+        RegistryError: it is a URL of another kind.
+        MissingExtraError: psycopg is not installed.
+    """
+    scheme = url.partition(":")[0]
+    if scheme not in ("postgresql", "postgresql+psycopg", "postgres"):
+        remedy = "Use postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."
+        raise RegistryError(home=home, reason=f"a database of kind {scheme!r} cannot be used", remedy=remedy)
+    from lorareg.registry.postgres import Postgres
+
+    return Postgres(home, url)

@@ -1,0 +1,251 @@
+"""What is PostgreSQL's alone: many writers, other machines' failures, and the way there and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from lorareg.registry import postgres as postgres_module
+from lorareg.registry.backend import BASE_REVISION, backend_of
+from lorareg.registry.errors import NewerSchemaError, RegistryError, RegistryRefusedError
+from lorareg.registry.migrate import move_schema
+from lorareg.registry.peft_format import read_folder
+from lorareg.registry.reader import Reader
+from lorareg.registry.schema import Base
+from lorareg.registry.store import Registry
+
+MakeAdapter = Callable[..., Path]
+Run = Callable[..., Any]
+
+WRITER = """
+import sys
+from pathlib import Path
+from lorareg.registry.store import Registry
+from lorareg.registry.peft_format import read_folder
+home, folder, who, times = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+with Registry.open(home, create=True) as registry:
+    mine = registry.ingest(read_folder(folder), name=f"task-{who}").adapter
+    same = registry.ingest(read_folder(folder), name="shared").adapter
+    for number in range(times):
+        registry.tag(mine, f"label-{number}")
+        registry.describe(mine, f"Description {number}.")
+        registry.remember(f"{who}-{number}", number)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_postgres: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    return tmp_path / "home"
+
+
+def test_many_processes_make_and_fill_one_registry(home: Path, make_adapter: MakeAdapter) -> None:
+    """The first to come makes the tables, and nothing that any of them writes is lost."""
+    folder, count, times = make_adapter(), 6, 20
+    command = [sys.executable, "-c", WRITER, str(home), str(folder)]
+    writers = [subprocess.Popen([*command, str(who), str(times)], stderr=subprocess.PIPE) for who in range(count)]
+    said = [writer.communicate(timeout=120)[1].decode() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * count, said
+    with Registry.open(home, create=False) as registry:
+        assert len(registry.adapters()) == count + 1
+        assert all(len(registry.tags(registry.adapter(f"task-{who}"))) == times for who in range(count))
+        settings = {f"{who}-{number}" for who in range(count) for number in range(times)}
+        assert {row["name"] for row in registry.fetch("SELECT name FROM setting")} == settings
+        assert not [finding for finding in registry.check(read_data=True) if finding.severity == "error"]
+
+
+def test_a_writer_waits_and_then_says_so(
+    home: Path, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "BUSY_TIMEOUT_S", 1)
+    with Registry.open(home, create=True) as registry, Registry.open(home, create=False) as other:
+        with other.writing() as session:
+            session.connection()
+            assert registry.adapters() == []  # readers wait for nobody
+            with pytest.raises(RegistryError, match=r"lock timeout.*Another process has been writing"):
+                registry.ingest(read_folder(make_adapter()), name="task")
+        assert registry.ingest(read_folder(make_adapter()), name="task").kind == "new"
+
+
+def test_a_snapshot_is_one_moment(home: Path, make_adapter: MakeAdapter) -> None:
+    with Registry.open(home, create=True) as registry, registry.reading() as connection:
+        before = connection.exec_driver_sql("SELECT count(*) FROM adapter").scalar()
+        registry.ingest(read_folder(make_adapter()), name="task")
+        assert connection.exec_driver_sql("SELECT count(*) FROM adapter").scalar() == before == 0
+        with pytest.raises(RegistryError, match="read-only transaction"), registry.reading() as reading:
+            reading.exec_driver_sql("DELETE FROM adapter")
+
+
+def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("LORAREG_DATABASE", "postgresql+psycopg://someone:verysecret@127.0.0.1:9/db")
+    for act in (lambda: Reader(tmp_path), lambda: Registry.open(tmp_path, create=True)):
+        with pytest.raises(RegistryRefusedError, match=r"Connection refused.*Check that the server runs") as raised:
+            act()
+        assert "verysecret" not in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert run("list", "--home", tmp_path).exit_code == 74
+
+
+def test_a_server_that_goes_away(home: Path, empty_postgres: str, make_adapter: MakeAdapter) -> None:
+    import psycopg
+
+    with Registry.open(home, create=True) as registry, Reader(home) as reader:
+        registry.ingest(read_folder(make_adapter()), name="task")
+        with psycopg.connect(empty_postgres, autocommit=True) as admin:
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
+        with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
+            reader.adapters()
+        assert len(registry.adapters()) == 1  # a pool finds out by itself
+
+
+def test_kinds_of_databases_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for url, reason in (("mysql://x/y", "'mysql' cannot be used"), ("sqlite:///x", "names SQLite")):
+        monkeypatch.setenv("LORAREG_DATABASE", url)
+        with pytest.raises(RegistryError, match=reason):
+            Registry.open(tmp_path / "home", create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_database_holds_no_registry(home: Path) -> None:
+    with pytest.raises(RegistryError, match="there is no registry here"):
+        Reader(home)
+
+
+def test_migrations_give_what_creating_gives(home: Path) -> None:
+    Registry.open(home, create=True).close()
+    backend = backend_of(home)
+    move_schema(backend, BASE_REVISION)
+    assert backend.revision() == BASE_REVISION
+    assert Registry.open(home, create=True).adapters() == []
+    move_schema(backend, "0002")
+    assert Registry.migrate(home).backup is None
+    with Registry.open(home, create=False) as registry, registry.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+        kinds = connection.exec_driver_sql(
+            "SELECT DISTINCT data_type, collation_name FROM information_schema.columns "
+            "WHERE table_schema = 'public' AND table_name != 'alembic_version'"
+        ).all()
+    assert sorted(kinds, key=str) == [("bigint", None), ("bytea", None), ("character varying", "C")]
+
+
+def test_a_newer_schema_is_refused(home: Path) -> None:
+    with Registry.open(home, create=True) as registry, registry.writing() as session:
+        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(NewerSchemaError, match="9999"):
+        Reader(home)
+
+
+def test_names_are_ordered_by_their_bytes(home: Path, make_adapter: MakeAdapter) -> None:
+    folder = read_folder(make_adapter())
+    names = ["B", "Z-a", "a", "a.b", "a_b", "ab", "b/c", "b"]
+    with Registry.open(home, create=True) as registry:
+        for name in names:
+            registry.ingest(folder, name=name)
+        assert [adapter.name for adapter in registry.adapters()] == sorted(names)
+    with Reader(home) as reader:
+        assert reader.names() == sorted(names)
+        assert [one.adapter.name for one in reader.newest(names)] == sorted(names)
+
+
+def test_the_whole_way(
+    home: Path, tmp_path: Path, sample_adapters: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command that people use, on rows in PostgreSQL; what comes out is what SQLite gives."""
+    url = os.environ["LORAREG_DATABASE"]
+    small = tmp_path / "small"
+    small.mkdir()
+    for name in ("man-de", "man-nl"):
+        (small / name).symlink_to(sample_adapters / name)
+    for where, at in (("postgresql", home), ("sqlite", tmp_path / "sqlite")):
+        if where == "sqlite":
+            monkeypatch.delenv("LORAREG_DATABASE")
+        for name in ("man-de", "man-nl"):
+            assert run("ingest", sample_adapters / name, "--name", f"team/{name}", "--home", at).exit_code == 0
+        assert run("compress", "--arch", "none", "--home", at).exit_code == 0
+        assert run("tag", "team/man-nl", "stable", "--home", at).exit_code == 0
+        for words in (("list",), ("show", "team/man-nl"), ("cohorts",), ("search", "German"), ("verify", "--all"),
+                      ("check", "--read-data"), ("token", "create", "ci"), ("prune",)):  # fmt: skip
+            assert run(*words, "--home", at).exit_code == 0, words
+        assert run("replicate", tmp_path / f"copy-{where}", "--home", at).exit_code == 0
+        assert run("materialize", "team/man-nl@stable", "-o", tmp_path / f"out-{where}", "--home", at).exit_code == 0
+        assert run("export", "--no-originals", "-o", tmp_path / f"{where}.tar", "--home", at).exit_code == 0
+    weights = [
+        (tmp_path / f"out-{where}" / "adapter_model.safetensors").read_bytes() for where in ("postgresql", "sqlite")
+    ]
+    assert weights[0] == weights[1]
+    reports = []
+    for database, at in ((url, home), (None, tmp_path / "sqlite")):
+        if database:
+            monkeypatch.setenv("LORAREG_DATABASE", database)
+        else:
+            monkeypatch.delenv("LORAREG_DATABASE")
+        reports.append(run("report", "--home", at, "--json").data["totals"])
+    assert reports[0]["stored"]["codes"] == reports[1]["stored"]["codes"]
+    assert reports[0]["original_bytes"] == reports[1]["original_bytes"]
+
+
+def test_bundles_go_both_ways(
+    home: Path, tmp_path: Path, make_adapter: MakeAdapter, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = os.environ["LORAREG_DATABASE"]
+    with Registry.open(home, create=True) as registry:
+        for seed in range(3):
+            adapter = registry.ingest(read_folder(make_adapter(f"a{seed}", seed=seed)), name=f"task-{seed}").adapter
+        registry.tag(adapter, "stable")
+    assert run("export", "-o", tmp_path / "one.tar", "--home", home).exit_code == 0
+    monkeypatch.delenv("LORAREG_DATABASE")
+    assert run("import", tmp_path / "one.tar", "--home", tmp_path / "sqlite").exit_code == 0
+    assert run("export", "-o", tmp_path / "two.tar", "--home", tmp_path / "sqlite").exit_code == 0
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    monkeypatch.setenv("LORAREG_DATABASE", url)
+    assert run("import", tmp_path / "two.tar", "--home", home, "--json").exit_code == 0
+    assert run("check", "--read-data", "--home", home).exit_code == 0
+
+
+def test_moving_there(tmp_path: Path, empty_postgres: str, make_adapter: MakeAdapter, run: Run) -> None:
+    home = tmp_path / "home"
+    os.environ.pop("LORAREG_DATABASE", None)
+    with Registry.open(home, create=True) as registry:
+        for seed in range(3):
+            registry.ingest(read_folder(make_adapter(f"a{seed}", seed=seed)), name=f"task-{seed}")
+        registry.tag(registry.adapter("task-1"), "stable")
+        before = registry.adapters()
+    moved = run("migrate", "--to", empty_postgres, "--home", home, "--json")
+    assert moved.data["database"] == "PostgreSQL"
+    again = run("migrate", "--to", empty_postgres, "--home", home)
+    assert again.exit_code == 20
+    assert "has rows already" in again.err
+    os.environ["LORAREG_DATABASE"] = empty_postgres
+    try:
+        with Registry.open(home, create=False) as registry:
+            assert registry.adapters() == before
+            assert registry.adapter("task-1@stable") == before[1]
+            assert not list(registry.check(read_data=True))
+            assert registry.ingest(read_folder(make_adapter("new", seed=9)), name="new").kind == "new"
+    finally:
+        del os.environ["LORAREG_DATABASE"]
+
+
+def test_reading_imports_no_sqlalchemy(home: Path, make_adapter: MakeAdapter) -> None:
+    with Registry.open(home, create=True) as registry:
+        registry.ingest(read_folder(make_adapter()), name="task")
+    program = (
+        "import json, sys; from pathlib import Path; from lorareg.registry.reader import Reader\n"
+        "print(json.dumps([Reader(Path(sys.argv[1])).adapter('task').version,\n"
+        "      sorted({'torch', 'sqlalchemy', 'alembic', 'numpy'} & set(sys.modules))]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(home)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [1, []]
