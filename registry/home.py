@@ -10,6 +10,7 @@ DEFAULT_HOME = ".lorareg"
 DATABASE_FILE = "registry.sqlite"
 BLOBS_FOLDER = "blobs"
 BACKUPS_FOLDER = "backups"
+SERVING_FOLDER = "serving"
 LOCK_FILE = "open.lock"
 BUSY_TIMEOUT_S = 30.0
 
