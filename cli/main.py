@@ -38,6 +38,7 @@ from lorareg.cli import report as report_command
 from lorareg.cli import rm as rm_command
 from lorareg.cli import search as search_command
 from lorareg.cli import show as show_command
+from lorareg.cli import sync as sync_command
 from lorareg.cli import tag as tag_command
 from lorareg.cli import verify as verify_command
 from lorareg.cli.options import AsJson, Home, Quiet
@@ -76,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ingest": ingest_command.ingest,
     "compress": compress_command.compress,
     "materialize": materialize_command.materialize,
+    "sync": sync_command.sync,
     "lint": lint_command.lint,
     "interpolate": interpolate_command.interpolate,
     "generate": generate_command.generate,
