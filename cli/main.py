@@ -39,6 +39,7 @@ from lorareg.cli import rm as rm_command
 from lorareg.cli import search as search_command
 from lorareg.cli import serve as serve_command
 from lorareg.cli import show as show_command
+from lorareg.cli import sync as sync_command
 from lorareg.cli import tag as tag_command
 from lorareg.cli import token as token_command
 from lorareg.cli import verify as verify_command
@@ -78,6 +79,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ingest": ingest_command.ingest,
     "compress": compress_command.compress,
     "materialize": materialize_command.materialize,
+    "sync": sync_command.sync,
     "lint": lint_command.lint,
     "interpolate": interpolate_command.interpolate,
     "generate": generate_command.generate,

@@ -12,11 +12,10 @@ import typer
 from lorareg.cli.options import Home, parse_size
 from lorareg.cli.output import print_error
 from lorareg.registry.errors import MissingExtraError, ServeError
-from lorareg.registry.home import resolve_home
+from lorareg.registry.home import SERVING_FOLDER, resolve_home
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 IDLE_S = 20
-SERVING_FOLDER = "serving"
 
 
 def serve(

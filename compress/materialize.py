@@ -24,6 +24,7 @@ from lorareg.compress.serving.adapt import Adapted, adapt
 from lorareg.compress.serving.engines import PEFT
 from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
+from lorareg.registry.files import sync_folder
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.reader import Reader
 from lorareg.registry.single_file import file_name_of
@@ -63,6 +64,15 @@ class Materialized:
     adapted: Adapted | None = None  # what was written in place of what is stored, where a profile asked for that
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """An adapter in the form that was asked for, before anything is written."""
+
+    config: bytes
+    weights: bytes
+    adapted: Adapted | None  # what a profile made of it
+
+
 def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False, profile: str = PEFT) -> Materialized:
     """Write the adapter `ref` ("task", "task@3", "task@label") as a PEFT folder at `out` (default: ./task).
 
@@ -83,13 +93,8 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False, 
         lone_name = file_name_of(json.loads(config))
         expect_free(target, force, lone_name)
         encoding = reader.encoding(adapter.id)
-        weights = restore_weights(reader, adapter, encoding)
-        adapted = None
-        if profile != PEFT:
-            layout = Layout.from_json(reader.cohort(adapter.cohort_id).layout)
-            adapted = adapt(profile, json.loads(config), layout, weights, f"adapter {adapter.ref!r}")
-            config, weights = _dumped(adapted.config), adapted.weights
-        files = {lone_name: weights} if lone_name else {CONFIG_FILE: config, WEIGHTS_FILE: weights}
+        form = restore(reader, adapter, encoding, config, profile)
+        files = {lone_name: form.weights} if lone_name else {CONFIG_FILE: form.config, WEIGHTS_FILE: form.weights}
         card = card_of(reader, adapter, encoding)
         if card is not None:
             files[CARD_FILE] = card
@@ -99,11 +104,28 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False, 
         path=target,
         tier=encoding.tier if encoding else "lossless",
         fidelity=json.loads(encoding.fidelity) if encoding else EXACT,
-        output_digest=sha256_hex(weights),
+        output_digest=sha256_hex(form.weights),
         elapsed_s=time.perf_counter() - started,
         profile=profile,
-        adapted=adapted,
+        adapted=form.adapted,
     )
+
+
+def restore(
+    lookup: Lookup, adapter: Adapter, encoding: Encoding | None, config: bytes, profile: str = PEFT
+) -> Restored:
+    """An adapter in the form of a profile: decoded, compared with its recorded digest, brought into that form.
+
+    Raises:
+        ProfileError: the engine of that profile cannot compute what the adapter does.
+        IntegrityError: stored bytes are damaged, or decode to other bytes than recorded.
+    """
+    weights = restore_weights(lookup, adapter, encoding)
+    if profile == PEFT:
+        return Restored(config, weights, None)
+    layout = Layout.from_json(lookup.cohort(adapter.cohort_id).layout)
+    adapted = adapt(profile, json.loads(config), layout, weights, f"adapter {adapter.ref!r}")
+    return Restored(_dumped(adapted.config), adapted.weights, adapted)
 
 
 def _dumped(config: Mapping[str, Any]) -> bytes:
@@ -222,7 +244,7 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
     """Write files as a folder, all of them or none; what was at `target` is replaced."""
     with _replacing(target) as folder:
         for name, data in files.items():
-            _write(folder / name, data)
+            write_file(folder / name, data)
 
 
 @contextmanager
@@ -234,11 +256,11 @@ def _replacing(target: Path) -> Iterator[Path]:
     fresh.mkdir()
     try:
         yield fresh
-        _sync(fresh)
+        sync_folder(fresh)
         if target.exists():
             os.rename(target, old)
         os.rename(fresh, target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         if old.exists() and not target.exists():
@@ -247,16 +269,9 @@ def _replacing(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file, and make its content last."""
     with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

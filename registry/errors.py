@@ -254,6 +254,18 @@ class LintError(LoraregError):
     exit_code = 46
 
 
+class EngineError(LoraregError):
+    """{engine} at {url}: {reason}. {remedy}"""
+
+    exit_code = 48
+
+
+class EngineRefusedError(EngineError):
+    """{engine} at {url}: {reason}. {remedy}"""
+
+    exit_code = 48  # it answered, and said no to one adapter: others may do
+
+
 # -- tasks nobody has an adapter for -------------------------------------------------------------
 
 

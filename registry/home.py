@@ -17,6 +17,7 @@ READ_CACHE_BYTES = 2_000_000_000
 DATABASE_FILE = "registry.sqlite"
 BLOBS_FOLDER = "blobs"
 BACKUPS_FOLDER = "backups"
+SERVING_FOLDER = "serving"
 LOCK_FILE = "open.lock"
 BUSY_TIMEOUT_S = 30.0
 

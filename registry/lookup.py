@@ -113,19 +113,23 @@ class Lookup(ABC):
             UnknownAdapterError: there is no such adapter, or it was removed.
         """
         asked = parse_ref(ref)
+        found = self.find_adapter(asked)
+        if found is None:
+            raise UnknownAdapterError(name=ref, home=self.home, hint=self._hint(asked))
+        return found
+
+    def find_adapter(self, asked: Ref) -> Adapter | None:
+        """The adapter that a ref names, or None: who only wants to know is not made to wait for near names."""
         if asked.label is not None:
             where = "id = (SELECT adapter_id FROM tag WHERE adapter_name = :name AND label = :label) AND name = :name"
         else:
             where = "name = :name" + (" AND version = :version" if asked.version is not None else "")
-        found = self._first(
+        return self._first(
             Adapter,
             "adapter",
             f"WHERE {where} AND removed_at IS NULL ORDER BY version DESC LIMIT 1",
             **_given(name=asked.name, label=asked.label, version=asked.version),
         )
-        if found is None:
-            raise UnknownAdapterError(name=ref, home=self.home, hint=self._hint(asked))
-        return found
 
     def adapters(
         self, cohort_id: int | None = None, name: str | None = None, include_removed: bool = False

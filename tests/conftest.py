@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,18 @@ def shared_adapters() -> Path:
 def sample_adapters() -> Path:
     """The real rank-2 adapters that the project ships."""
     return ROOT / "examples" / "adapters"
+
+
+@pytest.fixture(scope="session")
+def engines() -> ModuleType:
+    """`engine_stub.py`: stand-ins for serving engines, as `with engines.running(engines.StubVllm()) as engine`."""
+    spec = importlib.util.spec_from_file_location("engine_stub", Path(__file__).with_name("engine_stub.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

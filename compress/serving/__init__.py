@@ -1,1 +1,1 @@
-"""Serving: what engines take, adapters brought into that form, and what would go wrong, told before."""
+"""Serving: what engines take, adapters brought into that form, what would go wrong, and adapters given to engines."""

@@ -6,6 +6,7 @@ lists the rules with where they stand; a test compares the two. Engines move: ea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -99,3 +100,18 @@ CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "milora")
 """Starts of the values of init_lora_weights with which PEFT changes the base model too."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's max_lora_rank may be."""
+
+
+def model_name(name_or_path: str) -> str:
+    """What a model is called, whether its name or its path is given: the last part, in lower case.
+
+    Of a folder in Hugging Face's cache (models--OWNER--NAME/snapshots/REVISION) it is NAME.
+    """
+    parts = [part for part in re.split(r"[/\\]+", name_or_path.strip()) if part]
+    cached = next((part for part in reversed(parts) if part.startswith("models--")), None)
+    return (cached.rpartition("--")[2] if cached else parts[-1] if parts else "").lower()
+
+
+def is_same_model(first: str, second: str) -> bool:
+    """Whether two names or paths may be of one model; a name that is empty is of none."""
+    return bool(model_name(first)) and model_name(first) == model_name(second)

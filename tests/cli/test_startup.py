@@ -20,7 +20,19 @@ def imported_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["main", "ingest", "compress", "generate", "materialize", "interpolate", "list", "check", "output", "progress"],
+    [
+        "main",
+        "ingest",
+        "compress",
+        "generate",
+        "materialize",
+        "interpolate",
+        "list",
+        "check",
+        "output",
+        "progress",
+        "sync",
+    ],
 )
 def test_the_command_line_starts_light(module: str) -> None:
     assert imported_by(f"import lorareg.cli.{module}").isdisjoint(HEAVY)

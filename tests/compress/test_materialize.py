@@ -224,7 +224,7 @@ def test_a_failing_write_leaves_what_was_there(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(materialize_module, "_write", full)
+    monkeypatch.setattr(materialize_module, "write_file", full)
     with pytest.raises(OSError, match="No space left"):
         materialize(encoded.home, "alpha", target, force=force)
     assert leftovers(tmp_path / "out") == (["alpha"] if force else [])

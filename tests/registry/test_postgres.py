@@ -128,7 +128,7 @@ def test_migrations_give_what_creating_gives(home: Path) -> None:
     backend = backend_of(home)
     move_schema(backend, BASE_REVISION)
     assert backend.revision() == BASE_REVISION
-    assert Registry.open(home, create=True).adapters() == []
+    Registry.open(home, create=True).close()
     move_schema(backend, "0002")
     assert Registry.migrate(home).backup is None
     with Registry.open(home, create=False) as registry, registry.reading() as connection:
