@@ -31,7 +31,9 @@ def imported_by(statement: str) -> set[str]:
         "check",
         "output",
         "progress",
+        "serve",
         "sync",
+        "token",
     ],
 )
 def test_the_command_line_starts_light(module: str) -> None:
@@ -42,6 +44,14 @@ def test_listing_needs_neither_torch_nor_sqlalchemy(home: Path) -> None:
     arguments = ["list", "--home", str(home)]
     statement = f"from lorareg.cli.main import main\ntry: main({arguments!r})\nexcept SystemExit: pass"
     assert imported_by(statement).isdisjoint({"torch", "sqlalchemy", "alembic", "numpy"})
+
+
+@pytest.mark.parametrize("module", ["cli.web.app", "cli.web.uploads", "cli.web.pages.routes"])
+def test_a_server_needs_no_torch(module: str) -> None:
+    pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+    assert imported_by(f"import lorareg.{module}").isdisjoint(
+        {"torch", "transformers", "peft", "sqlalchemy", "alembic"}
+    )
 
 
 def test_python_m_runs_the_command() -> None:
