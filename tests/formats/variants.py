@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import peft
 import torch
+from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -68,13 +69,19 @@ class PeftCase:
     base: Callable[[], nn.Module] = llama
     inputs: Mapping[str, Tensor] = field(default_factory=lambda: {"input_ids": TOKENS})
     dtype: torch.dtype = torch.float32
+    saved_as_plain: bool = False  # as PEFT says to do before saving, since it cannot load what says how it began
+    prepare: Callable[[nn.Module, Any], None] = lambda model, config: None
 
     def make(self, folder: Path) -> None:
         model = self.base()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            adapted = peft.get_peft_model(model, self.config())  # type: ignore[arg-type]
+            config = self.config()
+            self.prepare(model, config)
+            adapted = peft.get_peft_model(model, config)  # type: ignore[arg-type]
             _randomise(adapted)
+            if self.saved_as_plain:
+                adapted.peft_config["default"].init_lora_weights = True
             adapted.save_pretrained(str(folder))
         _name_base_model(folder)
         if self.dtype != torch.float32:
@@ -115,6 +122,22 @@ def _lora(**changes: Any) -> Callable[[], Any]:
         changes["eva_config"] = peft.EvaConfig()
     defaults: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     return lambda: peft.LoraConfig(**{**defaults, **changes})
+
+
+def _corda(model: nn.Module, config: Any) -> None:
+    from peft.tuners.lora.corda import preprocess_corda
+
+    def look() -> None:
+        with torch.no_grad():
+            model(input_ids=TOKENS[:1])
+
+    preprocess_corda(model, config, run_model=look)
+
+
+def _lora_ga(model: nn.Module, config: Any) -> None:
+    from peft.tuners.lora.loraga import preprocess_loraga
+
+    preprocess_loraga(model, config, lambda: model(input_ids=TOKENS, labels=TOKENS).loss.backward())
 
 
 def _peft(name: str, says: str, config: Callable[[], Any], kept: str = "coded", **case: Any) -> Variant:
@@ -158,6 +181,26 @@ PEFT_VARIANTS = [
     *(
         _peft(f"init_{kind}", f"`init_lora_weights={kind!r}`", _lora(init_lora_weights=kind))
         for kind in ("eva", "gaussian", "olora", "orthogonal", "pissa")
+    ),
+    _peft(
+        "init_corda",
+        "`init_lora_weights='corda'`",
+        lambda: peft.LoraConfig(
+            r=4,
+            target_modules=["q_proj", "v_proj"],
+            init_lora_weights="corda",
+            corda_config=CordaConfig(corda_method="kpm"),
+        ),
+        prepare=_corda,
+        saved_as_plain=True,
+    ),
+    _peft(
+        "init_lora_ga",
+        "`init_lora_weights='lora_ga'`",
+        lambda: peft.LoraConfig(
+            r=4, target_modules=["q_proj", "v_proj"], init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig()
+        ),
+        prepare=_lora_ga,
     ),
     _peft("bf16", "bfloat16", _lora(), dtype=torch.bfloat16),
     _peft("fp16", "float16", _lora(), dtype=torch.float16),
