@@ -23,12 +23,12 @@ from safetensors.numpy import save_file
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
 WIDTH = 64
 RUN = (
-    "import resource, sys, time\n"
+    "import sys, time\n"
     "from lorareg.cli.main import main\n"
     "started = time.perf_counter()\n"
     "try:\n    main(sys.argv[1:])\n"
     "finally:\n"
-    "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    "    peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]\n"
     "    print(f'{time.perf_counter() - started} {peak}', file=sys.stderr)\n"
 )
 
