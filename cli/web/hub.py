@@ -22,7 +22,7 @@ from datetime import datetime
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -32,7 +32,18 @@ from starlette.types import Receive, Scope, Send
 
 from lorareg.cli.web.access import granted
 from lorareg.cli.web.decoded import DecodedFiles
-from lorareg.cli.web.offers import MAIN, Offer, OfferedFile, Offers, hub_time, model_info, tags_of, tree
+from lorareg.cli.web.offers import (
+    MAIN,
+    Offer,
+    OfferedFile,
+    Offers,
+    facts_of,
+    hub_time,
+    model_info,
+    summary,
+    tags_of,
+    tree,
+)
 from lorareg.cli.web.readers import Readers
 from lorareg.cli.web.replies import bad_request, no_entry, no_repository, no_revision
 from lorareg.compress.materialize import restore_weights
@@ -108,16 +119,16 @@ class Hub:
         newest = offer.adapter
 
         def told(reader: Lookup) -> list[dict[str, Any]]:
-            versions = [one for one in reader.adapters(name=newest.name) if one.version <= newest.version]
+            versions = [one for one in reader.versions(newest.name) if one.adapter.version <= newest.version]
             return [
                 {
-                    "id": self.offers.of(reader, one).commit,
-                    "title": f"Version {one.version}",
-                    "message": one.description,
-                    "date": hub_time(one.created_at),
+                    "id": facts.commit,
+                    "title": f"Version {facts.adapter.version}",
+                    "message": facts.adapter.description,
+                    "date": hub_time(facts.adapter.created_at),
                     "authors": [],
                 }
-                for one in reversed(versions)
+                for facts in facts_of(reader, versions[::-1])
             ]
 
         return JSONResponse(await self._ask(told))
@@ -142,12 +153,12 @@ class Hub:
             "Accept-Ranges": "bytes",
             "Last-Modified": _http_date(offer.encoding.created_at if offer.encoding else offer.adapter.created_at),
             "Cache-Control": "private, no-cache" if request.path_params["revision"] == MAIN else "private",
-            "Content-Disposition": f'attachment; filename="{file.name}"',
+            "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.name)}",
         }
         if f'"{file.etag}"' in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
             return Response(status_code=304, headers=headers)
         media_type = _media_type(file)
-        if request.method == "HEAD" and "range" not in request.headers:
+        if request.method == "HEAD":
             headers["Content-Length"] = str(file.size_bytes)
             return Response(headers=headers, media_type=media_type)
         path_on_disk, status = await run_in_threadpool(self._leased, offer, file)
@@ -210,19 +221,22 @@ class Hub:
                 for name in names
                 if search in name.lower() and (author is None or name.startswith(f"{author}/")) and grant.covers(name)
             ]
-            for one in reader.newest(fitting):
-                if wanted <= set(tags_of(one.adapter)):
-                    offer = self.offers.of(reader, one.adapter)
-                    found.append(model_info(offer, with_files=query.get("full") is not None))
-                if len(found) >= most:
-                    return found
+            fitting_too = [one for one in reader.newest(fitting) if wanted <= set(tags_of(one.adapter))]
+            room = fitting_too[: most - len(found)]
+            if query.get("full") is None:
+                found += [summary(facts.adapter, facts.commit) for facts in facts_of(reader, room)]
+            else:
+                found += [model_info(self.offers.of(reader, one.adapter)) for one in room]
+            if len(found) >= most:
+                return found
         return found
 
     def _refs(self, reader: Lookup, newest: Adapter) -> dict[str, Any]:
-        versions = reader.adapters(name=newest.name)
-        commits = {one.id: self.offers.of(reader, one).commit for one in versions}
-        tags = [(f"v{one.version}", commits[one.id]) for one in versions]
-        tags += [(tag.label, commits[one.id]) for one in versions for tag in reader.tags(one)]
+        told = facts_of(reader, reader.versions(newest.name))
+        commits = {facts.adapter.id: facts.commit for facts in told}
+        tags = [(f"v{facts.adapter.version}", facts.commit) for facts in told]
+        labels = reader.labels(newest.name)
+        tags += [(tag.label, commits[tag.adapter_id]) for tag in labels if tag.adapter_id in commits]
         return {
             "branches": [{"name": MAIN, "ref": f"refs/heads/{MAIN}", "targetCommit": commits[newest.id]}],
             "tags": [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit} for name, commit in tags],

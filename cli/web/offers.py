@@ -1,7 +1,7 @@
 """What a server offers of an adapter: the files of a version with their digests, and the names it goes by.
 
 All of it is told from rows: SHA-256 and size of a weights file were recorded when it was encoded, so listings and HEAD
-decode nothing. A commit id is made of what the files are, so it changes when they do and at no other time.
+decode nothing. A commit id is made of the rows that say what the files are, so it changes as soon as one of them does.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
 from lorareg.compress.materialize import card_of
-from lorareg.registry.lookup import Lookup
+from lorareg.registry.lookup import Listed, Lookup
 from lorareg.registry.single_file import file_name_of
 from lorareg.registry.types import (
     CARD_FILE,
     CONFIG_FILE,
+    EXTRAS_FOLDER,
     WEIGHTS_FILE,
     Adapter,
-    Certificate,
+    AdapterFile,
     Encoding,
+    canonical_json,
     sha256_hex,
 )
 
@@ -75,12 +77,46 @@ class Offer:
         return f"v{self.adapter.version}"
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All rows that an offer is told from."""
+
+    adapter: Adapter
+    encoding: Encoding | None
+    certified: str | None  # the digest of the encoding's certificate
+    files: tuple[AdapterFile, ...]
+
+    @property
+    def commit(self) -> str:
+        """The id of what is offered: another one as soon as a file of it is another, told without reading any."""
+        code = self.encoding
+        how = None if code is None else [code.output_digest, code.codec, code.tier, code.size_bytes, code.fidelity]
+        files = [[file.path, file.sha256] for file in self.files]
+        return sha256_hex(canonical_json([self.adapter.ref, files, how, self.certified]).encode())[:COMMIT_CHARS]
+
+
+def facts_of(lookup: Lookup, listed: Sequence[Listed]) -> list[Facts]:
+    """The rows of several versions, in a few queries.
+
+    Raises:
+        IntegrityError: a row is damaged.
+    """
+    files = lookup.files_of([one.adapter.id for one in listed])
+    certificates = lookup.certificates_of([one.encoding.id for one in listed if one.encoding is not None])
+    told = []
+    for one in listed:
+        certificate = None if one.encoding is None else certificates.get(one.encoding.id)
+        kept = tuple(file for file in files[one.adapter.id] if not file.path.startswith(EXTRAS_FOLDER))
+        told.append(Facts(one.adapter, one.encoding, None if certificate is None else certificate.digest, kept))
+    return told
+
+
 class Offers:
     """Offers of one registry, remembered for as long as the rows they were told from say the same."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._known: OrderedDict[tuple[object, ...], Offer] = OrderedDict()
+        self._known: OrderedDict[Facts, Offer] = OrderedDict()
 
     def of(self, lookup: Lookup, adapter: Adapter) -> Offer:
         """The files of a version.
@@ -88,17 +124,14 @@ class Offers:
         Raises:
             IntegrityError: a row or a small file is damaged.
         """
-        encoding = lookup.encoding(adapter.id)
-        certificate = None if encoding is None else lookup.certificate(encoding.id)
-        files = tuple((file.path, file.sha256, file.size_bytes) for file in lookup.files(adapter))
-        key = (adapter, encoding, certificate and certificate.digest, files)
+        (facts,) = facts_of(lookup, [Listed(adapter, lookup.encoding(adapter.id))])
         with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key]
-        offer = _told(lookup, adapter, encoding, certificate)
+            if facts in self._known:
+                self._known.move_to_end(facts)
+                return self._known[facts]
+        offer = _told(lookup, facts)
         with self._lock:
-            self._known[key] = offer
+            self._known[facts] = offer
             if len(self._known) > MOST_REMEMBERED:
                 self._known.popitem(last=False)
         return offer
@@ -115,20 +148,22 @@ class Offers:
             return self.of(lookup, newest)
         versions = lookup.adapters(name=newest.name)
         number = revision.removeprefix("v")
+        labelled = {tag.adapter_id for tag in lookup.labels(newest.name) if tag.label == revision}
         for version in reversed(versions):
-            if str(version.version) == number or revision in (tag.label for tag in lookup.tags(version)):
+            if str(version.version) == number or version.id in labelled:
                 return self.of(lookup, version)
         if len(revision) == COMMIT_CHARS:
-            offers = (self.of(lookup, version) for version in reversed(versions))
-            return next((offer for offer in offers if offer.commit == revision), None)
+            told = facts_of(lookup, [Listed(version, lookup.encoding(version.id)) for version in reversed(versions)])
+            return next((self.of(lookup, facts.adapter) for facts in told if facts.commit == revision), None)
         return None
 
 
-def _told(lookup: Lookup, adapter: Adapter, encoding: Encoding | None, certificate: Certificate | None) -> Offer:
+def _told(lookup: Lookup, facts: Facts) -> Offer:
+    adapter, encoding = facts.adapter, facts.encoding
     config = lookup.read_file(adapter, CONFIG_FILE)
     lone_name = file_name_of(json.loads(config))
     if encoding is None:
-        stored = next(file for file in lookup.files(adapter) if file.path == WEIGHTS_FILE)
+        stored = next(file for file in facts.files if file.path == WEIGHTS_FILE)
         digest, size_bytes = stored.sha256, stored.size_bytes
     else:
         digest, size_bytes = encoding.output_digest, encoding.output_bytes
@@ -138,20 +173,17 @@ def _told(lookup: Lookup, adapter: Adapter, encoding: Encoding | None, certifica
         small[CARD_FILE] = card
     files = [OfferedFile(name, len(data), sha256_hex(data), data) for name, data in small.items()]
     files.append(OfferedFile(lone_name or WEIGHTS_FILE, size_bytes, digest, None))
-    told = "".join(f"{file.name}\0{file.sha256}\0" for file in sorted(files, key=lambda file: file.name))
-    commit = sha256_hex(f"{adapter.ref}\0{told}".encode())[:COMMIT_CHARS]
-    return Offer(adapter, encoding, {file.name: file for file in sorted(files, key=lambda f: f.name)}, commit)
+    return Offer(adapter, encoding, {file.name: file for file in sorted(files, key=lambda f: f.name)}, facts.commit)
 
 
-def model_info(offer: Offer, *, with_files: bool = True, with_sizes: bool = False) -> dict[str, Any]:
-    """What the Hub's API says of a model."""
-    adapter = offer.adapter
-    told: dict[str, Any] = {
-        "_id": offer.commit[:24],
+def summary(adapter: Adapter, commit: str) -> dict[str, Any]:
+    """What the Hub's API says of a model in a list."""
+    return {
+        "_id": commit[:24],
         "id": adapter.name,
         "modelId": adapter.name,
         "author": adapter.name.partition("/")[0] if "/" in adapter.name else None,
-        "sha": offer.commit,
+        "sha": commit,
         "private": False,
         "gated": False,
         "disabled": False,
@@ -163,9 +195,12 @@ def model_info(offer: Offer, *, with_files: bool = True, with_sizes: bool = Fals
         "tags": tags_of(adapter),
         "cardData": {"base_model": adapter.base_model},
     }
-    if with_files:
-        told["siblings"] = [_sibling(file, with_sizes) for file in offer.files.values()]
-    return told
+
+
+def model_info(offer: Offer, *, with_sizes: bool = False) -> dict[str, Any]:
+    """What the Hub's API says of one model."""
+    siblings = [_sibling(file, with_sizes) for file in offer.files.values()]
+    return {**summary(offer.adapter, offer.commit), "siblings": siblings}
 
 
 def hub_time(time: str) -> str:

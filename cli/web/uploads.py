@@ -38,7 +38,9 @@ from lorareg.cli.web.readers import Readers
 from lorareg.cli.web.replies import RefusedError, bad_request, busy, no_repository, no_revision
 from lorareg.registry.card import card_description, unmarked
 from lorareg.registry.errors import InvalidNameError, LoraregError, UnknownAdapterError
+from lorareg.registry.files import read_capped
 from lorareg.registry.names import validate_label, validate_relative_path, validate_task_name
+from lorareg.registry.peft_format import MAX_FILE_BYTES
 from lorareg.registry.types import (
     CARD_FILE,
     CONFIG_FILE,
@@ -52,8 +54,7 @@ from lorareg.registry.types import (
     sha256_hex,
 )
 
-SMALL_FILES = frozenset({CARD_FILE, SAMPLES_FILE, EVAL_FILE, EVAL_SUMMARY_FILE})
-LOOKED_AT = SMALL_FILES | {CONFIG_FILE, *PICKLE_FILES}
+LOOKED_AT = frozenset({CARD_FILE, SAMPLES_FILE, EVAL_FILE, EVAL_SUMMARY_FILE, CONFIG_FILE, *PICKLE_FILES})
 MOST_JSON_BYTES = 1 << 20
 MOST_PREUPLOAD_BYTES = 16 << 20
 MOST_LINES = 10_000
@@ -68,6 +69,11 @@ class Changes:
     added: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
     deletes_all: bool = False
+
+    @property
+    def is_card_alone(self) -> bool:
+        """Whether nothing but a card is new: then weights need not be at hand."""
+        return self.added <= {CARD_FILE} and not self.deleted and not self.deletes_all
 
 
 class Uploads:
@@ -297,8 +303,8 @@ def _complete(registry: Any, before: Offer, changes: Changes) -> None:
         if card.exists():
             text = card.read_bytes().decode("utf-8", "surrogateescape")
             card.write_bytes(unmarked(text).encode("utf-8", "surrogateescape"))
-    if changes.added <= SMALL_FILES and not changes.deleted and not changes.deletes_all:
-        return  # the weights need not be at hand
+    if changes.is_card_alone:
+        return
     gone = changes.deleted | changes.added
     for file in registry.files(before.adapter):
         kept = not file.path.startswith(EXTRAS_FOLDER) and file.path not in gone
@@ -312,8 +318,8 @@ def _record(registry: Any, name: str, before: Offer | None, changes: Changes, so
     from lorareg.registry.ingest import IngestRequest
     from lorareg.registry.sources import AdapterSource, find_sources
 
-    if before is not None and changes.added <= SMALL_FILES and not changes.deleted and not changes.deletes_all:
-        files = {path: (changes.folder / path).read_bytes() for path in changes.added}
+    if before is not None and changes.is_card_alone:
+        files = {path: read_capped(changes.folder / path, MAX_FILE_BYTES[path]) for path in changes.added}
         registry.put_files(before.adapter, files)
         description = card_description(files.get(CARD_FILE, b"").decode("utf-8", "replace"))
         if description:
