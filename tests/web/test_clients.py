@@ -97,7 +97,8 @@ def logits(adapter, **asked):
     with torch.no_grad():
         return model(torch.arange(8)[None]).logits
 pulled = logits("team/tiny", revision="v1")
-print(torch.equal(pulled, logits(sys.argv[2])), torch.equal(pulled, logits(None)))
+close = [torch.allclose(pulled, logits(other), atol=1e-5) for other in (sys.argv[2], None)]
+print(*close)
 """
 
 DIFFUSERS = """
@@ -131,7 +132,8 @@ else:
     pulled, local = pipeline(), pipeline()
     pulled.load_lora_weights("team/picture")
     local.load_lora_weights(sys.argv[1])
-    print(torch.equal(answer(pulled), answer(local)), torch.equal(answer(pulled), answer(pipeline())))
+    one, other, bare = answer(pulled), answer(local), answer(pipeline())
+    print(torch.allclose(one, other, atol=1e-5), torch.allclose(one, bare, atol=1e-5), float((one - other).abs().max()))
 """
 
 
@@ -243,7 +245,7 @@ def test_peft(live: Live, home: Path, tmp_path: Path, tiny_path: Path) -> None:
     with Registry.open(home, create=False) as registry:
         registry.ingest(read_folder(tmp_path / "tiny"), name="team/tiny")
     printed = client(PEFT, live().url, tiny_path, tmp_path / "tiny")
-    assert printed.split() == ["True", "False"]
+    assert printed.split()[:2] == ["True", "False"], printed
 
 
 def test_diffusers(live: Live, home: Path, tmp_path: Path) -> None:
@@ -257,4 +259,4 @@ def test_diffusers(live: Live, home: Path, tmp_path: Path) -> None:
         path = tmp_path / "picture" / "pytorch_lora_weights.safetensors"
         registry.ingest(read_adapter(path, "some/transformer"), name="team/picture")
     printed = client(DIFFUSERS, live().url, tmp_path / "picture", "load")
-    assert printed.split() == ["True", "False"]
+    assert printed.split()[:2] == ["True", "False"], printed
