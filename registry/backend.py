@@ -47,6 +47,7 @@ class Backend(ABC):
 
     name: str
     size_query: str  # a SELECT of the bytes that the database takes
+    statistics: str | None = None  # what makes its planner know of many new rows, where it does not do so at once
 
     def __init__(self, home: Path) -> None:
         self.home = home

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, select, text
 
 from lorareg.registry.backend import Backend
 from lorareg.registry.database import writing
@@ -63,6 +63,9 @@ def move_rows(registry: Registry, backend: Backend) -> Copied:
             if taken:
                 reason = f"the other database has rows already (in {taken[0]!r})"
                 raise RegistryError(home=registry.home, reason=reason, remedy="Name one that is empty.")
-            return Copied(copy_rows(locked.connection(), target), backend.name)
+            rows = copy_rows(locked.connection(), target)
+            if backend.statistics:  # until then, pages of a large registry took a hundred times as long
+                target.execute(text(backend.statistics))
+            return Copied(rows, backend.name)
     finally:
         engine.dispose()

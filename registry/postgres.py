@@ -53,6 +53,7 @@ class Postgres(Backend):
     """A database of a PostgreSQL server; the search path's first schema has the tables."""
 
     name = "PostgreSQL"
+    statistics = "ANALYZE"
     size_query = (
         "SELECT CAST(COALESCE(SUM(pg_total_relation_size(c.oid)), 0) AS BIGINT) AS n FROM pg_class c "
         "WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace"
