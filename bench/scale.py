@@ -165,7 +165,7 @@ def asked(name: str, url: str | None, work: Path, size: int) -> Row:
                 newest = {adapter.name: adapter for adapter in reader.adapters()}
                 return search_by_text("dutch manual pages", list(newest.values()))
 
-            row |= timed("search", search, 3)
+            row |= timed("search", search, 3 if size <= 10_000 else 1)
         with Registry.open(home, create=False) as registry, registry.reading() as connection:
             row |= timed("report", lambda i: build_report(connection, registry), 2)
         with Reader(home) as reader:
