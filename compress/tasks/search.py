@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ from lorareg.compress.generators.generator import Int8
 from lorareg.compress.tasks.task_vectors import TextEncoder
 from lorareg.registry.types import Adapter
 
+ROWS_AT_ONCE = 4096
 SHARED_START = 4
 """Letters that two words must have in common from their beginning, where either is that long."""
 
@@ -36,21 +37,25 @@ def search_by_text(query: str, adapters: Sequence[Adapter]) -> list[Hit]:
     """All adapters, the best first, by name and description alone."""
     wanted = TextEncoder().encode(query, ())
     texts = {adapter.id: _read(f"{adapter.name} {adapter.description}") for adapter in adapters}
-    found = _shares_by_rarity(words_of(query), {key: text.words for key, text in texts.items()})
-    return _ranked(adapters, lambda adapter: (cosine(wanted, texts[adapter.id].vector) + found[adapter.id]) / 2)
+    found = _shares_by_rarity(words_of(query), {key: text.starts for key, text in texts.items()})
+    near = cosines(wanted, [texts[adapter.id].vector for adapter in adapters])
+    return _ranked(adapters, [(score + found[a.id]) / 2 for a, score in zip(adapters, near, strict=True)])
 
 
 def search_by_vector(wanted: Int8, adapters: Sequence[Adapter], vectors: Sequence[Int8]) -> list[Hit]:
     """All adapters, the best first, by their task vectors."""
-    by_id = {adapter.id: vector for adapter, vector in zip(adapters, vectors, strict=True)}
-    return _ranked(adapters, lambda adapter: cosine(wanted, by_id[adapter.id]))
+    return _ranked(adapters, cosines(wanted, vectors))
 
 
-def cosine(first: Int8, second: Int8) -> float:
-    """The cosine of two task vectors; 0 where one is zero."""
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else 0.0
+def cosines(wanted: Int8, vectors: Sequence[Int8]) -> list[float]:
+    """The cosine of a task vector with each of others; 0 where one is zero. Sums are of integers, so exact."""
+    found: list[float] = []
+    query = wanted.astype(np.float64)
+    for start in range(0, len(vectors), ROWS_AT_ONCE):
+        rows = np.asarray(vectors[start : start + ROWS_AT_ONCE], dtype=np.float64)
+        norms = np.sqrt((rows * rows).sum(axis=1)) * np.sqrt(query @ query)
+        found += (rows @ query / np.where(norms, norms, 1.0)).tolist()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +63,16 @@ class _Text:
     """What a name and description are compared by."""
 
     vector: Int8
-    words: frozenset[str]
+    starts: frozenset[str]  # of its words
 
 
 @lru_cache(maxsize=1 << 15)  # a server is asked about the same tasks again and again, and making these takes longest
 def _read(text: str) -> _Text:
-    return _Text(TextEncoder().encode(text, ()), frozenset(words_of(text)))
+    return _Text(TextEncoder().encode(text, ()), frozenset(map(_start, words_of(text))))
 
 
-def _ranked(adapters: Sequence[Adapter], score: Callable[[Adapter], float]) -> list[Hit]:
-    hits = [Hit(adapter, score(adapter)) for adapter in adapters]
+def _ranked(adapters: Sequence[Adapter], scores: Sequence[float]) -> list[Hit]:
+    hits = [Hit(adapter, score) for adapter, score in zip(adapters, scores, strict=True)]
     return sorted(hits, key=lambda hit: (-hit.score, hit.adapter.name))
 
 
@@ -78,14 +83,15 @@ def words_of(text: str) -> set[str]:
 
 def share_found(words: set[str], among: set[str]) -> float:
     """The share of words that begin like one of others."""
-    return sum(any(_alike(word, other) for other in among) for word in words) / len(words) if words else 0.0
+    starts = set(map(_start, among))
+    return sum(_start(word) in starts for word in words) / len(words) if words else 0.0
 
 
 def _shares_by_rarity(words: set[str], texts: Mapping[int, Set[str]]) -> dict[int, float]:
     """The share of words, weighted by their rarity, that each text has; words that none has do not count."""
     shares, whole = dict.fromkeys(texts, 0.0), 0.0
     for word in sorted(words):
-        having = [key for key, others in texts.items() if any(_alike(word, other) for other in others)]
+        having = [key for key, starts in texts.items() if _start(word) in starts]
         if having:
             weight = math.log1p(len(texts) / len(having))
             whole += weight
@@ -94,6 +100,6 @@ def _shares_by_rarity(words: set[str], texts: Mapping[int, Set[str]]) -> dict[in
     return {key: share / whole if whole else 0.0 for key, share in shares.items()}
 
 
-def _alike(first: str, second: str) -> bool:
-    length = min(SHARED_START, max(len(first), len(second)))
-    return first[:length] == second[:length]
+def _start(word: str) -> str:
+    """What two words have in common where one is an inflection of the other."""
+    return word[:SHARED_START]

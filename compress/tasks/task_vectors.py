@@ -18,9 +18,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -59,11 +61,18 @@ class TextEncoder:
         words = re.findall(r"\w+", text)
         features = Counter(f"w:{word}" for word in words)
         features.update(f"c:{text[i : i + 3]}" for i in range(len(text) - 2))
-        vector = np.zeros(TEXT_SIZE)
+        vector = [0.0] * TEXT_SIZE
         for feature in sorted(features):
-            hashed = int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little")
-            vector[hashed % TEXT_SIZE] += np.sqrt(features[feature]) * (1 if hashed >> 63 else -1)
-        return standardised(vector)
+            place, sign = _place_of(feature)
+            vector[place] += math.sqrt(features[feature]) * sign
+        return standardised(np.array(vector))
+
+
+@lru_cache(maxsize=1 << 17)  # tasks have most of their words and trigrams in common
+def _place_of(feature: str) -> tuple[int, int]:
+    """The coordinate and sign that a feature is hashed to."""
+    hashed = int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little")
+    return hashed % TEXT_SIZE, 1 if hashed >> 63 else -1
 
 
 class HiddenStateEncoder:
