@@ -52,6 +52,18 @@ class Backend(ABC):
     def __init__(self, home: Path) -> None:
         self.home = home
 
+    def make_home(self) -> None:
+        """Make the folder, if it is not there.
+
+        Raises:
+            RegistryError: something else is in its place.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            reason = "it is not a folder"
+            raise RegistryError(home=self.home, reason=reason, remedy="Choose another folder with --home.") from error
+
     @abstractmethod
     def is_there(self) -> bool:
         """Whether there is a database with a registry in it, of whatever schema."""
@@ -140,7 +152,7 @@ def backend_at(url: str, home: Path) -> Backend:
         MissingExtraError: psycopg is not installed.
     """
     scheme = url.partition(":")[0]
-    if scheme not in ("postgresql", "postgresql+psycopg", "postgres"):
+    if scheme not in ("postgresql", "postgresql+psycopg", "postgres") or not url.startswith(f"{scheme}://"):
         remedy = "Use postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."
         raise RegistryError(home=home, reason=f"a database of kind {scheme!r} cannot be used", remedy=remedy)
     from lorareg.registry.postgres import Postgres

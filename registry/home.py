@@ -20,6 +20,8 @@ BACKUPS_FOLDER = "backups"
 SERVING_FOLDER = "serving"
 LOCK_FILE = "open.lock"
 BUSY_TIMEOUT_S = 30.0
+LOCK_TIMEOUT_S = 120.0
+"""For its turn to migrate, which may take longer than to write."""
 
 
 def resolve_home(home: Path | None = None) -> Path:

@@ -14,12 +14,10 @@ from urllib.parse import quote
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
 from lorareg.registry.errors import RegistryError, RegistryRefusedError
 from lorareg.registry.files import sync_file, sync_folder
-from lorareg.registry.home import BACKUPS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, LOCK_FILE
+from lorareg.registry.home import BACKUPS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, LOCK_FILE, LOCK_TIMEOUT_S
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
-
-LOCK_TIMEOUT_S = 120.0
 
 
 class SqliteRows:
@@ -112,11 +110,7 @@ class Sqlite(Backend):
     @contextmanager
     def migrating(self) -> Iterator[None]:
         """The lock is an exclusive transaction on an empty SQLite file, which dies with its process."""
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            reason = "it is not a folder"
-            raise RegistryError(home=self.home, reason=reason, remedy="Choose another folder with --home.") from error
+        self.make_home()
         try:
             lock = sqlite3.connect(self.home / LOCK_FILE, timeout=LOCK_TIMEOUT_S, isolation_level=None)
         except sqlite3.Error as error:

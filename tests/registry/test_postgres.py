@@ -28,6 +28,7 @@ from lorareg.registry.store import Registry
 
 MakeAdapter = Callable[..., Path]
 Run = Callable[..., Any]
+Raw = Callable[..., list[dict[str, Any]]]
 
 WRITER = """
 import sys
@@ -116,6 +117,104 @@ def test_kinds_of_databases_that_cannot_be_used(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(RegistryError, match=reason):
             Registry.open(tmp_path / "home", create=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "u:verysecret%zz@127.0.0.1/db",
+        "u:very@secret@127.0.0.1:9/db",
+        "u:very/secret@127.0.0.1:9/db",
+        "u:99/secret@127.0.0.1:9/db",
+        "u:verysecret@[::1/db",
+        "u:very secret@127.0.0.1:9/db",
+        "u:very?secret@127.0.0.1:9/db",
+        "u@127.0.0.1:9/db?password=verysecret&x",
+        "u:verysecret@127.0.0.1:9/db",
+    ],
+)
+def test_no_password_is_ever_printed(rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    url = f"postgresql+psycopg://{rest}"
+    home = tmp_path / "home"
+    Registry.open(home, create=True).close()
+    moved = run("migrate", "--to", url, "--home", home)
+    monkeypatch.setenv("LORAREG_DATABASE", url)
+    monkeypatch.setenv("LORAREG_DEBUG", "1")
+    listed = run("list", "--home", tmp_path / "elsewhere")
+    for done in (moved, listed):
+        assert done.exit_code in (20, 74)
+        assert "very" not in done.out + done.err
+        assert "secret" not in done.out + done.err
+
+
+@pytest.mark.parametrize("text", ["postgresql:u:verysecret", "u:verysecret@h/db", "mysql://u:verysecret@h/db"])
+def test_no_password_of_another_kind_either(text: str, home: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("LORAREG_DATABASE", text)
+    done = run("list", "--home", home)
+    assert done.exit_code == 20
+    assert "verysecret" not in done.err
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ["CREATE TABLE songs (id int)"],
+        ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('1975ea83b712')"],
+        ["CREATE TABLE alembic_version (version_num text)", "CREATE TABLE songs (id int)"],
+    ],
+)
+def test_a_database_of_something_else_is_left_alone(home: Path, made: list[str], raw: Raw) -> None:
+    for sql in made:
+        raw(sql)
+    for act in (lambda: Registry.open(home, create=True), lambda: Reader(home)):
+        with pytest.raises(RegistryError, match=r"has tables that are not lorareg's\. Name a database of its own"):
+            act()
+
+
+def test_a_schema_of_its_own_will_do(home: Path, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psycopg
+
+    url = os.environ["LORAREG_DATABASE"]
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("CREATE TABLE songs (id int)")
+        admin.execute("CREATE SCHEMA ours")
+    monkeypatch.setenv("LORAREG_DATABASE", f"{url}&options=-csearch_path%3Dours")
+    with Registry.open(home, create=True) as registry, Reader(home) as reader:
+        registry.ingest(read_folder(make_adapter()), name="task")
+        assert reader.adapter("task").version == 1
+
+
+def test_migrating_waits_for_its_turn_and_then_says_so(
+    home: Path, empty_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    monkeypatch.setattr(postgres_module, "LOCK_TIMEOUT_S", 0.1)
+    with psycopg.connect(empty_postgres, autocommit=True) as other:
+        other.execute(f"SELECT pg_advisory_lock({postgres_module.MIGRATING_LOCK})")
+        with pytest.raises(RegistryError, match=r"lock timeout.*Another process has been writing"):
+            Registry.open(home, create=True)
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RegistryError, match="it is not a folder"):
+        Registry.open(tmp_path / "file", create=True)
+
+
+def test_a_user_who_may_only_read(home: Path, empty_postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psycopg
+
+    Registry.open(home, create=True).close()
+    with psycopg.connect(empty_postgres, autocommit=True) as admin:
+        admin.execute("DROP ROLE IF EXISTS watcher")
+        admin.execute("CREATE ROLE watcher LOGIN")
+        admin.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO watcher")
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres.replace("postgres:@", "watcher@"))
+    with Registry.open(home, create=False) as registry:
+        assert registry.adapters() == []
+        with pytest.raises(RegistryRefusedError, match=r"permission denied.*Check what its user may do"):
+            registry.remember("base_model:tiny", "/models/tiny")
 
 
 def test_an_empty_database_holds_no_registry(home: Path) -> None:
