@@ -84,5 +84,6 @@ def _create(backend: Backend) -> None:
                 text("CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
             )
             connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
+            backend.complete(connection)
     finally:
         engine.dispose()

@@ -3,11 +3,15 @@
 Writers come one after another, by an advisory lock that goes with their transaction: what they decide rests on rows
 that nobody else is changing, exactly as in SQLite. Readers see one snapshot and wait for nobody. Text is compared by
 its bytes (COLLATE "C"), so that lists have one order everywhere. Copies of the database are pg_dump's business.
+
+Blobs in a folder belong to one database. It has a number, as the comment on a table, which dumps keep and rows do not
+know; the folder has it in a file.
 """
 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -15,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
 from lorareg.registry.errors import MissingExtraError, RegistryError, RegistryRefusedError
-from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_VARIABLE, LOCK_TIMEOUT_S
+from lorareg.registry.files import sync_file, sync_folder
+from lorareg.registry.folder_blobs import FolderBlobs
+from lorareg.registry.home import (
+    BLOBS_FOLDER,
+    BUSY_TIMEOUT_S,
+    DATABASE_FILE,
+    DATABASE_VARIABLE,
+    LOCK_TIMEOUT_S,
+    POSTGRES_FILE,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -24,6 +37,7 @@ CONNECT_TIMEOUT_S = 10
 WRITING_LOCK, MIGRATING_LOCK = 0x6C6F7261, 0x6C6F7262  # "lora", and the number after it
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 _REVISION = re.compile(r"[0-9]{4}")
+_NUMBER = re.compile(r"[0-9a-f]{32}")
 _LOCKED = ("55P03", "57014")
 _FULL = ("53100", "53200")
 _FORBIDDEN = ("25006", "42501")
@@ -178,9 +192,41 @@ class Postgres(Backend):
             yield
 
     def prepare(self) -> None:
-        """Nothing: whoever made the database has set it up."""
+        # Beside rows in SQLite, which `migrate --to` alone comes to, the blobs are theirs and come along.
+        has_rows = (self.home / DATABASE_FILE).exists()
+        if self._number() and not has_rows and any(FolderBlobs(self.home / BLOBS_FOLDER).listed()):
+            raise self._not_together("Name the database that it had, or another folder.")
+        if not self._number():
+            path = self.home / POSTGRES_FILE
+            path.write_text(f"{uuid.uuid4().hex}\n")
+            sync_file(path)
+            sync_folder(self.home)
+
+    def complete(self, connection: Connection) -> None:
+        connection.exec_driver_sql(f"COMMENT ON TABLE alembic_version IS '{self._number()}'")
+
+    def expect_folder(self, fetch: Fetch) -> None:
+        (row,) = fetch("SELECT obj_description(to_regclass('alembic_version'), 'pg_class') AS number")
+        if row["number"] not in (None, self._number()):
+            remedy = (
+                f"Name the two that do. A folder that was brought back from a copy needs {row['number']} in its file "
+            )
+            raise self._not_together(f"{remedy}{POSTGRES_FILE}.")
+
+    def _number(self) -> str | None:
+        """What the folder says is the number of its database."""
+        path = self.home / POSTGRES_FILE
+        found = path.read_text(errors="replace").strip() if path.is_file() else ""
+        return found if _NUMBER.fullmatch(found) else None
+
+    def _not_together(self, remedy: str) -> RegistryError:
+        reason = f"its blobs are not those of the database that {DATABASE_VARIABLE} names"
+        return RegistryError(home=self.home, reason=reason, remedy=remedy)
 
     def back_up(self, revision: str) -> None:
+        return None
+
+    def retire(self) -> None:
         return None
 
     def expect_references(self, connection: Connection) -> None:

@@ -123,17 +123,27 @@ class Sqlite(Backend):
             yield
 
     def back_up(self, revision: str) -> Path:
-        folder = self.home / BACKUPS_FOLDER
-        folder.mkdir(exist_ok=True)
-        backup = folder / f"registry-{revision}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sqlite"
+        backup = self._backup(revision)
         try:
             with closing(sqlite3.connect(self.path)) as connection:
                 connection.execute("VACUUM INTO ?", (str(backup),))
         except sqlite3.Error as error:
             raise self.error(error) from error
         sync_file(backup)
-        sync_folder(folder)
+        sync_folder(backup.parent)
         return backup
+
+    def retire(self) -> Path:
+        backup = self._backup("moved")
+        self.finished().rename(backup)
+        sync_folder(backup.parent)
+        sync_folder(self.home)
+        return backup
+
+    def _backup(self, what: str) -> Path:
+        folder = self.home / BACKUPS_FOLDER
+        folder.mkdir(exist_ok=True)
+        return folder / f"registry-{what}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sqlite"
 
     def expect_references(self, connection: Connection) -> None:
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
@@ -148,6 +158,12 @@ class Sqlite(Backend):
         except sqlite3.Error as error:
             raise self.error(error) from error
         sync_folder(self.home)
+
+    def complete(self, connection: Connection) -> None:
+        """Nothing is left to do."""
+
+    def expect_folder(self, fetch: Fetch) -> None:
+        """It is: the database lies in it."""
 
     def finished(self) -> Path:
         """The file, whole by itself: nothing of it is in the files beside it any more."""
