@@ -48,7 +48,7 @@ def contents(connection: Connection) -> dict[str, Content]:
         digests = []
         with connection.execute(select(table), execution_options={"yield_per": ROWS_AT_ONCE}) as rows:
             for row in rows.mappings():
-                verify_row(table.name, row)
+                verify_row(table.name, dict(row))
                 digests.append(bytes.fromhex(row["row_digest"]))
         found[table.name] = Content(len(digests), sha256_hex(b"".join(sorted(digests))))
     return found

@@ -141,7 +141,7 @@ class Postgres(Backend):
         return psycopg.connect(self.url, connect_timeout=CONNECT_TIMEOUT_S, **options)
 
     def problems(self, fetch: Fetch) -> Iterator[tuple[str, str]]:
-        """None: PostgreSQL holds rows to their references itself, and its pages to checksums where it is set up so."""
+        """None: it holds its pages to checksums itself, where it is set up so."""
         return iter(())
 
     def error(self, error: BaseException) -> RegistryError:

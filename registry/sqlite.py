@@ -75,9 +75,6 @@ class Sqlite(Backend):
             (answer,) = row.values()
             if answer != "ok":
                 yield "database", f"SQLite finds: {answer}"
-        for row in fetch("PRAGMA foreign_key_check"):
-            problem = f"row {row['rowid']} refers to a row of table {row['parent']!r} that is gone"
-            yield f"table {row['table']!r}", problem
 
     def error(self, error: BaseException) -> RegistryError:
         return database_error(self.home, error)
