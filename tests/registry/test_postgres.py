@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from lorareg.registry import postgres as postgres_module
+from lorareg.registry import sweep as sweep_module
 from lorareg.registry.backend import BASE_REVISION, backend_of
 from lorareg.registry.errors import NewerSchemaError, RegistryError, RegistryRefusedError
 from lorareg.registry.migrate import move_schema
@@ -25,6 +27,7 @@ from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.schema import Base
 from lorareg.registry.store import Registry
+from lorareg.registry.sweep import Orphan, delete_orphans
 
 MakeAdapter = Callable[..., Path]
 Run = Callable[..., Any]
@@ -110,6 +113,32 @@ def test_a_server_that_goes_away(home: Path, empty_postgres: str, make_adapter: 
         with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
             reader.adapters()
         assert len(registry.adapters()) == 1  # a pool finds out by itself
+
+
+def test_who_lost_the_lock_deletes_nothing(
+    home: Path, empty_postgres: str, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While gc lists files, the server drops it, and somebody else comes to need one of them."""
+    import psycopg
+
+    with Registry.open(home, create=True) as registry, Registry.open(home, create=False) as other:
+        orphan = registry.blobs.put_bytes(b"wanted after all")
+        adapter = registry.ingest(read_folder(make_adapter()), name="task").adapter
+        find = sweep_module._orphans
+
+        def find_slowly(*arguments: Any) -> list[Orphan]:
+            found = list(find(*arguments))
+            with psycopg.connect(empty_postgres, autocommit=True) as admin:
+                mine = "datname = current_database() AND pid != pg_backend_pid()"
+                admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+            other.put_files(adapter, {"extras/late": b"wanted after all"})
+            return found
+
+        monkeypatch.setattr(sweep_module, "_orphans", find_slowly)
+        with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
+            delete_orphans(registry, timedelta(0))
+        assert orphan in other.blobs
+        assert not [finding for finding in other.check(read_data=True) if finding.severity == "error"]
 
 
 def test_kinds_of_databases_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
