@@ -21,7 +21,7 @@ from alembic.migration import MigrationContext
 from lorareg.registry import postgres as postgres_module
 from lorareg.registry import sweep as sweep_module
 from lorareg.registry.backend import BASE_REVISION, backend_of
-from lorareg.registry.errors import NewerSchemaError, RegistryError, RegistryRefusedError
+from lorareg.registry.errors import MissingExtraError, NewerSchemaError, RegistryError, RegistryRefusedError
 from lorareg.registry.migrate import move_schema
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
@@ -245,6 +245,12 @@ def test_a_user_who_may_only_read(home: Path, empty_postgres: str, monkeypatch: 
         assert registry.adapters() == []
         with pytest.raises(RegistryRefusedError, match=r"permission denied.*Check what its user may do"):
             registry.remember("base_model:tiny", "/models/tiny")
+
+
+def test_without_the_driver(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'psycopg'.*lorareg\[postgres\]"):
+        Reader(home)
 
 
 def test_an_empty_database_holds_no_registry(home: Path) -> None:
