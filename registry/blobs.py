@@ -108,6 +108,8 @@ class BlobStore(ABC):
     def __init__(self, place: str, tmp: Path) -> None:
         """Where it is, in words for people, and a folder on this machine for what is on its way in."""
         self.place, self.tmp = place, tmp
+        self.remembered: str | None = None
+        """What the registry whose store this is remembered of it when it was opened."""
         self.cold = False
         """Whether blobs are read from where they last, past what the system has of them nearer."""
         self._prepared = False

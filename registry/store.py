@@ -287,16 +287,20 @@ class Registry(Lookup):
     def remember(self, name: str, value: object) -> None:
         """Keep a value of JSON under a name; None forgets it."""
         with self.writing() as session:
-            row = session.get(SettingRow, name)
-            if value is None:
-                if row is not None:
-                    session.delete(row)
-                return
-            written = canonical_json(value)
-            if row is None:
-                session.add(SettingRow(name=name, value=written, created_at=now()))
-            elif row.value != written:
-                row.value, row.created_at = written, now()
+            self.remember_in(session, name, value)
+
+    def remember_in(self, session: Session, name: str, value: object) -> None:
+        """As `remember`, in a transaction that is under way."""
+        row = session.get(SettingRow, name)
+        if value is None:
+            if row is not None:
+                session.delete(row)
+            return
+        written = canonical_json(value)
+        if row is None:
+            session.add(SettingRow(name=name, value=written, created_at=now()))
+        elif row.value != written:
+            row.value, row.created_at = written, now()
 
     def put_task_vector(self, adapter_id: int, encoder: str, vector: bytes) -> TaskVector:
         """Store the adapter's task vector made by `encoder`, replacing an older one.
