@@ -27,7 +27,7 @@ from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import reading, writing
 from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
 from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
-from lorareg.registry.home import STORE, resolve_home
+from lorareg.registry.home import resolve_home
 from lorareg.registry.ingest import (
     IngestOutcome,
     IngestRequest,
@@ -102,11 +102,8 @@ class Registry(Lookup):
         make = create and not backend.is_there()
         url = asked_store() if make else None
         if make or not is_current(backend):
-            migrate(backend)
-        registry = cls(backend)
-        if url is not None:
-            registry.remember(STORE, url)
-        return registry
+            migrate(backend, url)
+        return cls(backend)
 
     @staticmethod
     def migrate(home: Path | None = None) -> Migration:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lorareg.registry import store as store_module
 from lorareg.registry.blob_stores import move_blobs
 from lorareg.registry.errors import StoreError
 from lorareg.registry.home import STORE
@@ -24,6 +25,29 @@ def ignore(n: int) -> None:
 
 def errors(registry: Registry) -> list[str]:
     return [finding.problem for finding in registry.check(read_data=True) if finding.severity == "error"]
+
+
+def test_the_first_to_come_says_where_blobs_are(
+    home: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two make one registry at once, one of them with another store in mind."""
+    migrate = store_module.migrate
+
+    def come_second(*arguments: Any) -> object:
+        monkeypatch.setattr(store_module, "migrate", migrate)
+        with monkeypatch.context() as patch:
+            patch.delenv("LORAREG_STORE")
+            with Registry.open(home, create=True) as first:
+                first.ingest(read_folder(make_adapter()), name="task")
+        return migrate(*arguments)
+
+    monkeypatch.setattr(store_module, "migrate", come_second)
+    with monkeypatch.context() as patch:
+        patch.setenv("LORAREG_STORE", f"file://{tmp_path}/elsewhere")
+        with Registry.open(home, create=True) as second:
+            assert second.setting(STORE) is None
+    with Registry.open(home, create=False) as registry:
+        assert errors(registry) == []
 
 
 def test_a_move_that_was_stopped_brings_what_came_meanwhile(
