@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,8 +232,11 @@ class BlobStore(ABC):
         """Make staged blobs last under their digests."""
 
     @abstractmethod
-    def delete(self, digests: Sequence[str]) -> None:
-        """Take blobs away for good; those that are not there are no matter. Only `sweep` may."""
+    def delete(self, digests: Iterable[str]) -> None:
+        """Take blobs away for good, each before the next digest is asked for; those not there are no matter.
+
+        Only `sweep` may.
+        """
 
     def prepare(self) -> None:
         """Once a process, before anything is staged: make room, and clear what crashed writers left behind."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -102,7 +102,7 @@ class ObjectBlobs(BlobStore):
             if blob.is_new:
                 self._asked(lambda blob=blob: self._put(blob))  # type: ignore[misc]
 
-    def delete(self, digests: Sequence[str]) -> None:
+    def delete(self, digests: Iterable[str]) -> None:
         for digest in digests:
             name = blob_name(digest)
             with suppress(FileNotFoundError):

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -110,7 +110,7 @@ def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
     """Delete them, looked for again under the write lock: nobody can come to name one meanwhile."""
     with registry.writing() as session:
         found = list(_orphans(registry, referenced_digests(session.connection()), grace))
-        registry.blobs.delete([orphan.sha256 for orphan in found])
+        registry.blobs.delete(_while_locked(session, [orphan.sha256 for orphan in found]))
     return found
 
 
@@ -143,11 +143,21 @@ def _unlink(registry: Registry) -> tuple[list[RetiredBlob], list[RetiredBlob]]:
             else:
                 stay.append(_record(row))
                 session.delete(row)
-        registry.blobs.delete([row.sha256 for row in going])
+        registry.blobs.delete(_while_locked(session, [row.sha256 for row in going]))
         for row in going:
             row.state, row.deleted_at = "deleted", now()
         session.flush()
         return [_record(row) for row in going], stay
+
+
+def _while_locked(session: Session, digests: Sequence[str]) -> Iterator[str]:
+    """Digests, as long as the transaction lasts: a server that ended it has let others write, who may need the next.
+
+    Asking also keeps a server from ending it as idle while objects are deleted.
+    """
+    for sha256 in digests:
+        session.execute(text("SELECT 1"))
+        yield sha256
 
 
 def _orphans(registry: Registry, named: set[str], grace: timedelta) -> Iterator[Orphan]:

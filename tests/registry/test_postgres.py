@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.schema import Base
 from lorareg.registry.store import Registry
+from lorareg.registry.sweep import delete_orphans
 
 MakeAdapter = Callable[..., Path]
 Run = Callable[..., Any]
@@ -108,6 +110,27 @@ def test_a_server_that_goes_away(home: Path, empty_postgres: str, make_adapter: 
         with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
             reader.adapters()
         assert len(registry.adapters()) == 1  # a pool finds out by itself
+
+
+def test_a_server_that_goes_away_under_who_deletes(home: Path, empty_postgres: str) -> None:
+    """Its lock is gone with it: whoever writes now may need a blob that was going to be deleted."""
+    import psycopg
+
+    unlink = Path.unlink
+
+    def cut(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        with psycopg.connect(empty_postgres, autocommit=True) as admin:
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
+
+    with Registry.open(home, create=True) as registry:
+        for data in (b"one", b"two", b"three"):
+            registry.blobs.put_bytes(data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "unlink", cut)
+            with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
+                delete_orphans(registry, timedelta(0))
+        assert len(list(registry.blobs)) == 2
 
 
 def test_kinds_of_databases_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
