@@ -249,7 +249,7 @@ class Registry(Lookup):
         """
         with self.writing() as session:
             self._adapter_row(session, adapter)
-            self.read_file(adapter, WEIGHTS_FILE)  # within the transaction: nothing is unlinked meanwhile
+            self.read_file(adapter, WEIGHTS_FILE, lasting=True)  # within the transaction: nothing is unlinked meanwhile
             bring_back_adapter(session, adapter)
             row = session.get(PinRow, adapter.id)
             if row is None:
