@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +26,7 @@ from lorareg.registry.errors import NewerSchemaError, RegistryError, RegistryRef
 from lorareg.registry.migrate import move_schema
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
-from lorareg.registry.schema import Base
+from lorareg.registry.schema import Base, SettingRow
 from lorareg.registry.store import Registry
 from lorareg.registry.sweep import delete_orphans
 
@@ -88,6 +90,40 @@ def test_a_snapshot_is_one_moment(home: Path, make_adapter: MakeAdapter) -> None
         assert connection.exec_driver_sql("SELECT count(*) FROM adapter").scalar() == before == 0
         with pytest.raises(RegistryError, match="read-only transaction"), registry.reading() as reading:
             reading.exec_driver_sql("DELETE FROM adapter")
+
+
+def test_a_writer_sees_what_the_writer_before_did(home: Path, empty_postgres: str) -> None:
+    """Also where the database's own isolation would have it see the moment at which it began to wait."""
+    import psycopg
+
+    seen: list[object] = []
+    with psycopg.connect(empty_postgres, autocommit=True) as admin:
+        (name,) = admin.execute("SELECT current_database()").fetchone() or ("",)
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+
+        def read() -> None:
+            with Registry.open(home, create=False) as other, other.writing() as session:
+                seen.append(session.get(SettingRow, "before"))
+
+        with Registry.open(home, create=True) as registry:
+            second = threading.Thread(target=read)
+            with registry.writing() as session:
+                session.connection()
+                second.start()
+                waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                while not admin.execute(waiting).fetchone():
+                    time.sleep(0.01)
+                registry.remember_in(session, "before", 1)
+            second.join()
+    assert seen[0] is not None
+
+
+@pytest.mark.parametrize("password", ["very%secret", "very@secret"])
+def test_a_password_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("LORAREG_DATABASE", f"postgresql+psycopg://someone:{password}@127.0.0.1:9/db")
+    with pytest.raises(RegistryError, match=r"URL cannot be read.*@ as %40") as raised:
+        Reader(tmp_path)
+    assert "secret" not in str(raised.value)
 
 
 def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
