@@ -16,7 +16,15 @@ from urllib.parse import unquote, urlsplit
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.errors import RegistryError, StoreError
 from lorareg.registry.folder_blobs import FolderBlobs
-from lorareg.registry.home import BLOBS_FOLDER, READ_CACHE_BYTES, READ_CACHE_VARIABLE, STORE, STORE_VARIABLE
+from lorareg.registry.home import (
+    BLOBS_FOLDER,
+    DATABASE_VARIABLE,
+    MOVED,
+    READ_CACHE_BYTES,
+    READ_CACHE_VARIABLE,
+    STORE,
+    STORE_VARIABLE,
+)
 
 if TYPE_CHECKING:
     from lorareg.registry.store import Registry
@@ -77,8 +85,12 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
     Raises:
         IntegrityError: a blob is damaged; nothing is remembered.
         StoreError: the store refuses, or lies within the one before.
-        RegistryError: somebody else moved them meanwhile.
+        RegistryError: somebody else moved them meanwhile, or its rows were copied to another database, which would go
+            on with the store before.
     """
+    if registry.setting(MOVED) is not None:
+        reason = f"its rows were copied to {registry.setting(MOVED)}"
+        raise RegistryError(home=registry.home, reason=reason, remedy=f"Set {DATABASE_VARIABLE} to move their blobs.")
     url = url.rstrip("/")
     remembered = registry.setting(STORE)
     before = (

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from lorareg.registry.errors import SweepBusyError
+from lorareg.registry.errors import RegistryError, SweepBusyError
+from lorareg.registry.home import DATABASE_VARIABLE, MOVED
 from lorareg.registry.ingest import now
 from lorareg.registry.prune import Plan, plan
 from lorareg.registry.report_queries import referenced_digests
@@ -92,7 +93,9 @@ def sweep(registry: Registry, grace: timedelta, limit: int = SWEEP_LIMIT) -> Swe
 
     Raises:
         SweepBusyError: another sweep is under way.
+        RegistryError: its rows were copied to another database.
     """
+    _expect_all_rows(registry)
     with _lease(registry):
         stay, left = _mark(registry, grace, limit)
         deleted, later = _unlink(registry)
@@ -107,11 +110,23 @@ def find_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
 
 
 def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
-    """Delete them, looked for again under the write lock: nobody can come to name one meanwhile."""
+    """Delete them, looked for again under the write lock: nobody can come to name one meanwhile.
+
+    Raises:
+        RegistryError: its rows were copied to another database.
+    """
+    _expect_all_rows(registry)
     with registry.writing() as session:
         found = list(_orphans(registry, referenced_digests(session.connection()), grace))
         registry.blobs.delete(_while_locked(session, [orphan.sha256 for orphan in found]))
     return found
+
+
+def _expect_all_rows(registry: Registry) -> None:
+    moved = registry.setting(MOVED)
+    if moved is not None:
+        reason = f"its rows were copied to {moved}, which may mention blobs that these do not"
+        raise RegistryError(home=registry.home, reason=reason, remedy=f"Set {DATABASE_VARIABLE} to delete any.")
 
 
 def _mark(registry: Registry, grace: timedelta, limit: int) -> tuple[list[RetiredBlob], int]:

@@ -10,8 +10,8 @@ import pytest
 
 from lorareg.registry import store as store_module
 from lorareg.registry.blob_stores import move_blobs
-from lorareg.registry.errors import StoreError
-from lorareg.registry.home import STORE
+from lorareg.registry.errors import RegistryError, StoreError
+from lorareg.registry.home import MOVED, STORE
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
 from lorareg.registry.types import sha256_hex
@@ -101,3 +101,10 @@ def test_a_move_to_where_they_are(registry: Registry, make_adapter: MakeAdapter,
     move_blobs(registry, f"file://{tmp_path}/else", ignore)
     again = run("migrate", "--store", f"file://{tmp_path}/else", "--home", registry.home)
     assert "may go" not in again.out
+
+
+def test_rows_that_were_copied_do_not_take_blobs_along(registry: Registry, tmp_path: Path) -> None:
+    """The other database would go on with a store that may go."""
+    registry.remember(MOVED, "PostgreSQL")
+    with pytest.raises(RegistryError, match=r"were copied to PostgreSQL.*Set LORAREG_DATABASE"):
+        move_blobs(registry, f"file://{tmp_path}/elsewhere", ignore)

@@ -28,7 +28,7 @@ from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.schema import Base, SettingRow
 from lorareg.registry.store import Registry
-from lorareg.registry.sweep import delete_orphans
+from lorareg.registry.sweep import delete_orphans, sweep
 
 MakeAdapter = Callable[..., Path]
 Run = Callable[..., Any]
@@ -294,8 +294,15 @@ def test_moving_there(tmp_path: Path, empty_postgres: str, make_adapter: MakeAda
             assert registry.adapter("task-1@stable") == before[1]
             assert not list(registry.check(read_data=True))
             assert registry.ingest(read_folder(make_adapter("new", seed=9)), name="new").kind == "new"
+            assert delete_orphans(registry, timedelta(0)) == []
+            del os.environ["LORAREG_DATABASE"]  # as in some forgotten script
+            with Registry.open(home, create=False) as left:
+                for delete in (delete_orphans, sweep):
+                    with pytest.raises(RegistryError, match=r"were copied to PostgreSQL.*Set LORAREG_DATABASE"):
+                        delete(left, timedelta(0))
+            assert not list(registry.check(read_data=True))
     finally:
-        del os.environ["LORAREG_DATABASE"]
+        os.environ.pop("LORAREG_DATABASE", None)
 
 
 def test_reading_imports_no_sqlalchemy(home: Path, make_adapter: MakeAdapter) -> None:
