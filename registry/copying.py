@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, insert, select, text
 from lorareg.registry.backend import Backend
 from lorareg.registry.database import writing
 from lorareg.registry.errors import RegistryError
+from lorareg.registry.home import MOVED
 from lorareg.registry.migrate import migrate
 from lorareg.registry.rows import verify_row
 from lorareg.registry.schema import Base
@@ -47,7 +48,9 @@ def copy_rows(source: Connection, target: Connection) -> int:
 
 
 def move_rows(registry: Registry, backend: Backend) -> Copied:
-    """Copy a registry's rows into a database that has none, in one transaction; the registry stays as it is.
+    """Copy a registry's rows into a database that has none, in one transaction.
+
+    The registry remembers it: what the other database will come to mention must not be deleted as nobody's.
 
     Raises:
         RegistryError: the other database has rows, or refuses.
@@ -63,9 +66,11 @@ def move_rows(registry: Registry, backend: Backend) -> Copied:
             if taken:
                 reason = f"the other database has rows already (in {taken[0]!r})"
                 raise RegistryError(home=registry.home, reason=reason, remedy="Name one that is empty.")
-            rows = copy_rows(locked.connection(), target)
+            copied = copy_rows(locked.connection(), target)
+            registry.remember_in(session, MOVED, None)  # of an earlier copy
+            registry.remember_in(locked, MOVED, backend.name)
             if backend.statistics:  # until then, pages of a large registry took a hundred times as long
                 target.execute(text(backend.statistics))
-            return Copied(rows, backend.name)
+            return Copied(copied, backend.name)
     finally:
         engine.dispose()

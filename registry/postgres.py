@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10
 WRITING_LOCK, MIGRATING_LOCK = 0x6C6F7261, 0x6C6F7262  # "lora", and the number after it
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
+_UNREADABLE = re.compile(r"@.*@|%(?![0-9a-fA-F]{2})")
 _LOCKED = ("55P03", "57014")
 _FULL = ("53100", "53200")
 
@@ -91,10 +92,14 @@ class Postgres(Backend):
         """A connection whose statements are transactions of their own.
 
         Raises:
-            RegistryError: the server does not answer, or refuses.
+            RegistryError: the server does not answer, or refuses, or the URL is none.
         """
         import psycopg
 
+        # libpq's own message quotes what it cannot read, and that is in the password.
+        if _UNREADABLE.search(self.url.partition("?")[0]):
+            remedy = "Write what is special in its password as %XX: @ as %40, % as %25, / as %2F."
+            raise RegistryError(home=self.home, reason="the database's URL cannot be read", remedy=remedy)
         try:
             return psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
         except psycopg.Error as error:
@@ -133,6 +138,8 @@ class Postgres(Backend):
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
             if connection.get_execution_options().get(WRITES, False):
+                # Whatever the database's own is: a snapshot from before the lock would miss what the writer before did.
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S:.0f}s'")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING_LOCK})")
             else:
