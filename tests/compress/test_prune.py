@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -108,7 +108,8 @@ def run_protocol(registry: Registry) -> list[str]:
     recorded = {name: encoding_of(registry, name).output_digest for name in NAMES}
     delete = FolderBlobs.delete
 
-    def watched(store: FolderBlobs, digests: list[str]) -> None:
+    def watched(store: FolderBlobs, given: Iterable[str]) -> None:
+        digests = list(given)
         with closing(sqlite3.connect(registry.home / "registry.sqlite")) as raw:  # sees only what is committed
             marked = {row[0] for row in raw.execute("SELECT sha256 FROM retired_blob WHERE state = 'deleting'")}
         broken.extend(f"{digest} unlinked before `deleting` was committed" for digest in set(digests) - marked)
