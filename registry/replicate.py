@@ -86,7 +86,7 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
         IntegrityError: a blob is damaged here; `repair` may bring it back.
     """
     resolved = location if "://" in location else str(Path(location).resolve())
-    if _is_inside(registry, resolved):
+    if is_inside(registry, resolved):
         raise ReplicaError(location=location, reason="it is inside the registry", remedy="Choose another disk.")
     target, copied, copied_bytes, present = open_location(resolved), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder, _reaching(location):
@@ -135,7 +135,7 @@ def _reaching(location: str) -> Iterator[None]:
         raise ReplicaError(location=location, reason=reason, remedy="What was copied stays.") from error
 
 
-def _is_inside(registry: Registry, location: str) -> bool:
+def is_inside(registry: Registry, location: str) -> bool:
     """Whether a copy there would lie in the registry's folder or store, or be its very blobs."""
     blobs, copy = _place(registry.blobs.place), _place(location)
     inside = any(f"{copy}/".startswith(f"{place}/") for place in (_place(str(registry.home)), blobs))

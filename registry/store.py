@@ -99,10 +99,8 @@ class Registry(Lookup):
             NewerSchemaError: a newer lorareg wrote it.
         """
         backend = backend_of(resolve_home(home))
-        make = create and not backend.is_there()
-        url = asked_store() if make else None
-        if make or not is_current(backend):
-            migrate(backend, url)
+        if (create and not backend.is_there()) or not is_current(backend):
+            migrate(backend, asked_store())
         return cls(backend)
 
     @staticmethod
@@ -115,7 +113,7 @@ class Registry(Lookup):
         """
         backend = backend_of(resolve_home(home))
         is_current(backend)
-        return migrate(backend)
+        return migrate(backend, asked_store())
 
     def close(self) -> None:
         """Close every connection."""

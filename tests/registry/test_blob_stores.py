@@ -50,6 +50,15 @@ def test_the_first_to_come_says_where_blobs_are(
         assert errors(registry) == []
 
 
+@pytest.mark.parametrize("create", [True, False])
+def test_a_database_that_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: bool) -> None:
+    """Who began it was stopped before its tables were made: whoever makes them says where blobs are."""
+    (tmp_path / "registry.sqlite").touch()
+    monkeypatch.setenv("LORAREG_STORE", f"file://{tmp_path}/elsewhere")
+    with Registry.open(tmp_path, create=create) as registry:
+        assert registry.blobs.place == f"{tmp_path}/elsewhere"
+
+
 def test_a_move_that_was_stopped_brings_what_came_meanwhile(
     registry: Registry, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
