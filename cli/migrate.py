@@ -63,9 +63,12 @@ def migrate(
             "copied_bytes": moved.copied_bytes,
         }
         size = format_bytes(moved.copied_bytes)
-        lines.append(
-            f"{moved.copied} blobs ({size}) brought to {moved.after}; {moved.before} may go once you have looked"
-        )
+        if moved.before == moved.after:
+            lines.append(f"blobs are at {moved.after}; nothing to do")
+        else:
+            lines.append(
+                f"{moved.copied} blobs ({size}) brought to {moved.after}; {moved.before} may go once you have looked"
+            )
     if to is not None:
         from lorareg.registry.backend import backend_at
         from lorareg.registry.copying import move_rows

@@ -16,7 +16,15 @@ from urllib.parse import unquote, urlsplit
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.errors import RegistryError, StoreError
 from lorareg.registry.folder_blobs import FolderBlobs
-from lorareg.registry.home import BLOBS_FOLDER, READ_CACHE_BYTES, READ_CACHE_VARIABLE, STORE, STORE_VARIABLE
+from lorareg.registry.home import (
+    BLOBS_FOLDER,
+    DATABASE_VARIABLE,
+    MOVED,
+    READ_CACHE_BYTES,
+    READ_CACHE_VARIABLE,
+    STORE,
+    STORE_VARIABLE,
+)
 
 if TYPE_CHECKING:
     from lorareg.registry.store import Registry
@@ -56,14 +64,18 @@ def open_blobs(home: Path, remembered: str | None) -> BlobStore:
         place = f"at {remembered}" if remembered else "in its folder"
         remedy = f"Unset {STORE_VARIABLE}, or move them with `lorareg migrate --store {asked}`."
         raise RegistryError(home=home, reason=f"its blobs are {place}, not at {asked}", remedy=remedy)
-    return FolderBlobs(home / BLOBS_FOLDER) if remembered is None else store_at(remembered, home / BLOBS_FOLDER)
+    blobs = FolderBlobs(home / BLOBS_FOLDER) if remembered is None else store_at(remembered, home / BLOBS_FOLDER)
+    blobs.remembered = remembered
+    return blobs
 
 
 def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) -> Moved:
     """Bring a registry's blobs to another store, each read back there, and make the registry remember it.
 
-    What is there already is left, so that a stopped move goes on. What was stored meanwhile is brought after the
-    switch. Nothing is taken from the store before: it can be deleted when somebody has looked.
+    What is there already is left, so that a stopped move goes on. What was stored meanwhile is brought, and the other
+    store remembered, in one transaction: until it is committed the registry goes on with the store it had, and after it
+    nothing that a row mentions is missing. Nothing is taken from the store before: it can be deleted when somebody has
+    looked.
 
     Args:
         registry: the registry; nobody else should be writing to it.
@@ -72,8 +84,13 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
 
     Raises:
         IntegrityError: a blob is damaged; nothing is remembered.
-        StoreError: the store refuses.
+        StoreError: the store refuses, or lies within the one before.
+        RegistryError: somebody else moved them meanwhile, or its rows were copied to another database, which would go
+            on with the store before.
     """
+    if registry.setting(MOVED) is not None:
+        reason = f"its rows were copied to {registry.setting(MOVED)}"
+        raise RegistryError(home=registry.home, reason=reason, remedy=f"Set {DATABASE_VARIABLE} to move their blobs.")
     url = url.rstrip("/")
     remembered = registry.setting(STORE)
     before = (
@@ -82,18 +99,36 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
         else store_at(remembered, registry.home / BLOBS_FOLDER)
     )
     after = store_at(url, registry.home / BLOBS_FOLDER)
-    if url == remembered:
-        return Moved(before.place, url, 0, 0)
-    copied, copied_bytes = 0, 0
-    for switched in (False, True):
+    if _place(after) == _place(before):
+        return Moved(before.place, before.place, 0, 0)
+    if _place(after).startswith(f"{_place(before)}/"):
+        remedy = "Name one beside it: whoever deletes the one before would delete both."
+        raise StoreError(store=url, reason=f"it lies within {before.place}", remedy=remedy)
+    brought: dict[str, int | None] = {}  # bytes by digest; None for what was there
+
+    def bring() -> None:
         for blob in before.listed():
-            reporter(1)
-            if not after.is_intact(blob.sha256, blob.size_bytes):
-                after.put_bytes(before.get(blob.sha256))
-                copied, copied_bytes = copied + 1, copied_bytes + blob.size_bytes
-        if not switched:
-            registry.remember(STORE, url)
-    return Moved(before.place, url, copied, copied_bytes)
+            if blob.sha256 not in brought:
+                reporter(1)
+                is_there = after.is_intact(blob.sha256, blob.size_bytes)
+                if not is_there:
+                    after.put_bytes(before.get(blob.sha256))
+                brought[blob.sha256] = None if is_there else blob.size_bytes
+
+    bring()
+    with registry.writing() as session:
+        if registry.setting(STORE) != remembered:
+            reason = f"its blobs were moved to {registry.setting(STORE)} meanwhile"
+            raise RegistryError(home=registry.home, reason=reason, remedy="Nothing was changed; look where they are.")
+        registry.remember_in(session, STORE, url)
+        session.flush()
+        bring()
+    copied = [size_bytes for size_bytes in brought.values() if size_bytes is not None]
+    return Moved(before.place, url, len(copied), sum(copied))
+
+
+def _place(store: BlobStore) -> str:
+    return str(store.root.resolve()) if isinstance(store, FolderBlobs) else store.place
 
 
 def store_at(url: str, local: Path) -> BlobStore:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +108,8 @@ class BlobStore(ABC):
     def __init__(self, place: str, tmp: Path) -> None:
         """Where it is, in words for people, and a folder on this machine for what is on its way in."""
         self.place, self.tmp = place, tmp
+        self.remembered: str | None = None
+        """What the registry whose store this is remembered of it when it was opened."""
         self.cold = False
         """Whether blobs are read from where they last, past what the system has of them nearer."""
         self._prepared = False
@@ -230,8 +232,11 @@ class BlobStore(ABC):
         """Make staged blobs last under their digests."""
 
     @abstractmethod
-    def delete(self, digests: Sequence[str]) -> None:
-        """Take blobs away for good; those that are not there are no matter. Only `sweep` may."""
+    def delete(self, digests: Iterable[str]) -> None:
+        """Take blobs away for good, each before the next digest is asked for; those not there are no matter.
+
+        Only `sweep` may.
+        """
 
     def prepare(self) -> None:
         """Once a process, before anything is staged: make room, and clear what crashed writers left behind."""

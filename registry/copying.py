@@ -11,6 +11,7 @@ from sqlalchemy import Connection, insert, select, text
 from lorareg.registry.backend import Backend
 from lorareg.registry.database import writing
 from lorareg.registry.errors import IntegrityError, RegistryError
+from lorareg.registry.home import MOVED
 from lorareg.registry.migrate import migrate
 from lorareg.registry.rows import verify_row
 from lorareg.registry.schema import Base
@@ -81,7 +82,8 @@ def move_rows(registry: Registry, backend: Backend) -> Moved:
     """Bring a registry's rows to a database that has none, or has just them since a move that was stopped.
 
     They come in one transaction, while nobody can write where they were. Then the file that had them goes to the
-    backups, so that nobody goes on with it. The registry is closed.
+    backups, so that nobody goes on with it. Should it be brought back, it remembers that what the other database has
+    come to mention must not be deleted as nobody's. The registry is closed.
 
     Raises:
         RegistryError: the other database has other rows or belongs to another folder, or one of them refuses.
@@ -96,7 +98,10 @@ def move_rows(registry: Registry, backend: Backend) -> Moved:
     engine = backend.engine()
     try:
         with registry.writing() as locked, writing(engine, backend) as session:
+            registry.remember_in(locked, MOVED, None)  # of a move that was stopped
+            locked.flush()
             count = _fill(locked.connection(), session.connection(), backend)
+            registry.remember_in(locked, MOVED, backend.name)
     finally:
         engine.dispose()
     registry.close()

@@ -28,13 +28,14 @@ def reading(engine: Engine, backend: Backend) -> Iterator[Connection]:
 
 @contextmanager
 def writing(engine: Engine, backend: Backend) -> Iterator[Session]:
-    """One transaction that is committed whole when the block ends, or not at all.
+    """One transaction that is committed whole when the block ends, or not at all; nobody else writes from its start.
 
     Raises:
         RegistryError: the database refused, or stayed busy.
     """
     try:
         with Session(engine.execution_options(**{WRITES: True})) as session, session.begin():
+            session.connection()  # a session begins with its first statement: what is looked at before may change
             yield session
     except DBAPIError as error:
         raise backend.error(error.orig or error) from error

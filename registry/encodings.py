@@ -6,6 +6,7 @@ row comes to mention it stays. A blob that was on its way out and is needed agai
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,12 +19,22 @@ from lorareg.registry.errors import (
     IntegrityError,
     LayoutMismatchError,
     MissingBlobError,
+    StoreError,
     UnknownAdapterError,
     UnknownCohortError,
     UnknownGeneratorError,
 )
+from lorareg.registry.home import STORE
 from lorareg.registry.ingest import next_id, now
-from lorareg.registry.schema import AdapterRow, CertificateRow, CohortRow, EncodingRow, GeneratorRow, RetiredBlobRow
+from lorareg.registry.schema import (
+    AdapterRow,
+    CertificateRow,
+    CohortRow,
+    EncodingRow,
+    GeneratorRow,
+    RetiredBlobRow,
+    SettingRow,
+)
 from lorareg.registry.types import NewEncoding, NewGenerator, canonical_json
 
 
@@ -113,7 +124,12 @@ def claim_blob(session: Session, blobs: BlobStore, sha256: str, size_bytes: int)
     Raises:
         MissingBlobError: it is not in the blob store.
         IntegrityError: it has another size.
+        StoreError: the registry's blobs were moved to another store since this one was opened.
     """
+    remembered = session.get(SettingRow, STORE)
+    if (None if remembered is None else json.loads(remembered.value)) != blobs.remembered:
+        remedy = "Nothing was recorded. Run the same command again; start servers anew."
+        raise StoreError(store=blobs.place, reason="the registry's blobs were moved elsewhere meanwhile", remedy=remedy)
     if sha256 not in blobs:
         raise MissingBlobError(digest=sha256, store=blobs.place)
     found = blobs.size(sha256)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,13 +60,16 @@ class FolderBlobs(BlobStore):
         # Also for blobs that were there: who renamed them may not have come to this line yet.
         sync_all(sync_folder, {self.path(blob.sha256).parent for blob in blobs})
 
-    def delete(self, digests: Sequence[str]) -> None:
-        paths = [self.path(digest) for digest in digests]
-        for path in paths:
-            path.unlink(missing_ok=True)
-        for folder in sorted({path.parent for path in paths}):
-            if folder.is_dir():
-                sync_folder(folder)
+    def delete(self, digests: Iterable[str]) -> None:
+        folders = set()
+        try:
+            for path in map(self.path, digests):
+                path.unlink(missing_ok=True)
+                folders.add(path.parent)
+        finally:
+            for folder in sorted(folders):
+                if folder.is_dir():
+                    sync_folder(folder)
 
     def prepare(self) -> None:
         super().prepare()

@@ -11,6 +11,9 @@ DATABASE_VARIABLE = "LORAREG_DATABASE"
 STORE = "store"
 """What a registry remembers the URL of its blobs under, where they are not in its folder."""
 
+MOVED = "rows_copied_to"
+"""What a registry remembers the kind of database under that its rows were copied to."""
+
 STORE_VARIABLE = "LORAREG_STORE"
 READ_CACHE_VARIABLE = "LORAREG_STORE_CACHE_BYTES"
 READ_CACHE_BYTES = 2_000_000_000

@@ -213,8 +213,8 @@ class Lookup(ABC):
         found = self._among(Certificate, "certificate", "encoding_id", encoding_ids, "")
         return {certificate.encoding_id: certificate for certificate in found}
 
-    def read_file(self, adapter: Adapter, path: str) -> bytes:
-        """One of the adapter's files, verified.
+    def read_file(self, adapter: Adapter, path: str, *, lasting: bool = False) -> bytes:
+        """One of the adapter's files, verified; `lasting` also where it lasts, whatever lies nearer.
 
         Raises:
             UnknownFileError: the adapter has no such file.
@@ -226,6 +226,8 @@ class Lookup(ABC):
         if path not in files:
             raise UnknownFileError(ref=adapter.ref, path=path, files=", ".join(files))
         try:
+            if lasting:
+                self.blobs.verify(files[path].sha256)
             return self.blobs.get(files[path].sha256)
         except MissingBlobError as error:
             retired = self.retired(files[path].sha256)

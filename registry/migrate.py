@@ -14,8 +14,10 @@ from sqlalchemy import text
 
 from lorareg.registry.backend import BASE_REVISION, Backend
 from lorareg.registry.database import writing
+from lorareg.registry.home import STORE
 from lorareg.registry.revision import read_revision
 from lorareg.registry.rows import SCHEMA_REVISION
+from lorareg.registry.types import canonical_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,11 @@ class Migration:
     backup: Path | None
 
 
-def migrate(backend: Backend) -> Migration:
+def migrate(backend: Backend, store: str | None = None) -> Migration:
     """Create or upgrade a registry's database; do nothing if it is current.
+
+    One that is created remembers `store` as the URL of its blobs, in the transaction that makes its tables: another may
+    not come between and put blobs elsewhere.
 
     Raises:
         RegistryError: the folder or the database cannot be written, or rows would lose what they refer to.
@@ -39,7 +44,7 @@ def migrate(backend: Backend) -> Migration:
         if found == SCHEMA_REVISION:
             return Migration(found, found, None)
         if found == BASE_REVISION:
-            _create(backend)
+            _create(backend, store)
             return Migration(found, SCHEMA_REVISION, None)
         backup = backend.back_up(found)
         move_schema(backend, SCHEMA_REVISION)
@@ -71,8 +76,9 @@ def move_schema(backend: Backend, revision: str) -> None:
         engine.dispose()
 
 
-def _create(backend: Backend) -> None:
-    from lorareg.registry.schema import Base
+def _create(backend: Backend, store: str | None) -> None:
+    from lorareg.registry.ingest import now
+    from lorareg.registry.schema import Base, SettingRow
 
     backend.prepare()
     engine = backend.engine()
@@ -85,5 +91,7 @@ def _create(backend: Backend) -> None:
             )
             connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
             backend.complete(connection)
+            if store is not None:
+                session.add(SettingRow(name=STORE, value=canonical_json(store), created_at=now()))
     finally:
         engine.dispose()

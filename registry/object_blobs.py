@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from lorareg.registry.blobs import CHUNK_BYTES, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
 from lorareg.registry.errors import IntegrityError, MissingBlobError, MissingExtraError, StoreError
@@ -84,13 +84,14 @@ class ObjectBlobs(BlobStore):
             page = self._page(page[-1]["path"])
 
     def pieces(self, digest: str, *, lasting: bool = False) -> Iterator[bytes]:
-        near = self._cache / digest
-        nearer = not (lasting or self.cold) and is_digest(digest) and near.is_file()
-        if nearer and _digest_of(near) == digest:
-            with suppress(OSError):
-                os.utime(near)
-            yield from _chunks(near)
-            return
+        near = None if lasting or self.cold or not is_digest(digest) else _opened(self._cache / digest)
+        if near is not None:
+            with near:  # another process may make room meanwhile
+                if _digest_of(near) == digest:
+                    with suppress(OSError):
+                        os.utime(near.name)
+                    yield from _chunks(near)
+                    return
         data = self._asked(lambda: self._get(digest))
         if not lasting:
             self._keep(digest, data)
@@ -102,7 +103,7 @@ class ObjectBlobs(BlobStore):
             if blob.is_new:
                 self._asked(lambda blob=blob: self._put(blob))  # type: ignore[misc]
 
-    def delete(self, digests: Sequence[str]) -> None:
+    def delete(self, digests: Iterable[str]) -> None:
         for digest in digests:
             name = blob_name(digest)
             with suppress(FileNotFoundError):
@@ -214,16 +215,23 @@ class ObjectBlobs(BlobStore):
             raise StoreError(store=self.url, reason=_first_line(error), remedy=remedy) from error
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+def _opened(path: Path) -> BinaryIO | None:
+    try:
+        return path.open("rb")
+    except OSError:
+        return None
 
 
-def _digest_of(path: Path) -> str:
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _digest_of(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     with suppress(OSError):
-        for chunk in _chunks(path):
+        for chunk in _chunks(file):
             digest.update(chunk)
     return digest.hexdigest()
 

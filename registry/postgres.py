@@ -97,9 +97,8 @@ class Postgres(Backend):
         if not is_clear:
             # What libpq says of such a URL quotes it, and with it the password; so it is not even kept as a cause.
             form = "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
-            remedy = f"Use {form}, with %40 for @, %2F for / and %25 for % in names and passwords."
-            reason = f"the URL of its database ({DATABASE_VARIABLE}, --to) cannot be read"
-            raise RegistryError(home=home, reason=reason, remedy=remedy)
+            remedy = f"Use {form}; write what is special in names and passwords as %XX: @ as %40, % as %25, / as %2F."
+            raise RegistryError(home=home, reason="the database's URL cannot be read", remedy=remedy)
 
     def is_there(self) -> bool:
         return self.revision() != BASE_REVISION
@@ -172,8 +171,10 @@ class Postgres(Backend):
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
             if connection.get_execution_options().get(WRITES, False):
+                # Whatever the database's own is: a snapshot from before the lock would miss what the writer before did.
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S:.0f}s'")
-                # Who unlinks many blobs asks the database nothing meanwhile, and must not lose the lock over it.
+                # Who moves blobs asks the database nothing meanwhile, and must not lose the lock over it.
                 connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING_LOCK})")
             else:

@@ -14,15 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sqlalchemy import text
+
 from lorareg.registry.errors import IntegrityError, LoraregError, MissingBlobError, MissingExtraError, ReplicaError
 from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.folder_blobs import FolderBlobs
-from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE
+from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, STORE
 from lorareg.registry.ingest import now
-from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow
+from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow, SettingRow
 from lorareg.registry.types import WEIGHTS_FILE
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
     from lorareg.registry.store import Registry
 
 
@@ -82,11 +86,11 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
         IntegrityError: a blob is damaged here; `repair` may bring it back.
     """
     resolved = location if "://" in location else str(Path(location).resolve())
-    if "://" not in location and Path(resolved).is_relative_to(registry.home.resolve()):
+    if is_inside(registry, resolved):
         raise ReplicaError(location=location, reason="it is inside the registry", remedy="Choose another disk.")
     target, copied, copied_bytes, present = open_location(resolved), 0, 0, 0
-    wanted, left_out = blobs_to_copy(registry, originals)
-    with _reaching(location):
+    with tempfile.TemporaryDirectory() as folder, _reaching(location):
+        snapshot, wanted = _snapshot(registry, Path(folder), originals)
         for sha256, size_bytes in wanted.items():
             if target.has(sha256, size_bytes):
                 present += 1
@@ -95,8 +99,7 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
                 target.get(sha256)
                 copied, copied_bytes = copied + 1, copied_bytes + size_bytes
             advance(1)
-        with tempfile.TemporaryDirectory() as folder:
-            target.put_database(_snapshot(registry, Path(folder), left_out))
+        target.put_database(snapshot)
     generators = _record(registry, resolved, wanted)
     return Replicated(resolved, copied, copied_bytes, present, generators)
 
@@ -132,35 +135,56 @@ def _reaching(location: str) -> Iterator[None]:
         raise ReplicaError(location=location, reason=reason, remedy="What was copied stays.") from error
 
 
+def is_inside(registry: Registry, location: str) -> bool:
+    """Whether a copy there would lie in the registry's folder or store, or be its very blobs."""
+    blobs, copy = _place(registry.blobs.place), _place(location)
+    inside = any(f"{copy}/".startswith(f"{place}/") for place in (_place(str(registry.home)), blobs))
+    return inside or f"{blobs}/".startswith(f"{copy}/{BLOBS_FOLDER}/")
+
+
+def _place(location: str) -> str:
+    """A path, or the URL of one, as the path that it leads to; another URL as it is."""
+    protocol, is_url, rest = location.partition("://")
+    if is_url and protocol not in ("file", "local"):
+        return f"{protocol}://{rest.rstrip('/')}"
+    return str(Path(rest if is_url else location).resolve())
+
+
 def blobs_to_copy(registry: Registry, originals: bool) -> tuple[dict[str, int], dict[str, int]]:
     """Blobs by digest with their sizes: those to copy, and those that are left out.
 
     Left out are older codes and generators, what was pruned, and originals of encoded adapters unless asked for.
     """
+    with registry.reading() as connection:
+        return _chosen(connection, originals)
+
+
+def _chosen(connection: Connection, originals: bool) -> tuple[dict[str, int], dict[str, int]]:
+    def fetch(sql: str) -> Iterator[Mapping[str, Any]]:
+        return map(dict, connection.execute(text(sql)).mappings())
+
     wanted: dict[str, int] = {}
-    for row in registry.fetch("SELECT sha256, size_bytes FROM adapter_file"):
+    for row in fetch("SELECT sha256, size_bytes FROM adapter_file"):
         wanted[row["sha256"]] = row["size_bytes"]
-    for row in registry.fetch("SELECT sha256, size_bytes FROM encoding WHERE superseded_at IS NULL"):
+    for row in fetch("SELECT sha256, size_bytes FROM encoding WHERE superseded_at IS NULL"):
         wanted[row["sha256"]] = row["size_bytes"]
     in_use = "SELECT generator_id FROM encoding WHERE superseded_at IS NULL"
-    for row in registry.fetch(f"SELECT sha256, size_bytes FROM generator WHERE id IN ({in_use})"):
+    for row in fetch(f"SELECT sha256, size_bytes FROM generator WHERE id IN ({in_use})"):
         wanted[row["sha256"]] = row["size_bytes"]
     coded = "SELECT adapter_id FROM encoding WHERE superseded_at IS NULL"
-    needed = {row["sha256"] for row in registry.fetch("SELECT sha256 FROM encoding WHERE superseded_at IS NULL")}
-    needed |= {
-        r["sha256"] for r in registry.fetch(f"SELECT sha256 FROM adapter_file WHERE adapter_id NOT IN ({coded})")
-    }
-    pruned = {row["sha256"] for row in registry.fetch("SELECT sha256 FROM retired_blob WHERE state <> 'quarantined'")}
+    needed = {row["sha256"] for row in fetch("SELECT sha256 FROM encoding WHERE superseded_at IS NULL")}
+    needed |= {r["sha256"] for r in fetch(f"SELECT sha256 FROM adapter_file WHERE adapter_id NOT IN ({coded})")}
+    pruned = {row["sha256"] for row in fetch("SELECT sha256 FROM retired_blob WHERE state <> 'quarantined'")}
     left_out = {
         row["sha256"]: row["size_bytes"]
-        for row in registry.fetch(f"SELECT sha256, size_bytes FROM adapter_file WHERE path = '{WEIGHTS_FILE}'")
+        for row in fetch(f"SELECT sha256, size_bytes FROM adapter_file WHERE path = '{WEIGHTS_FILE}'")
         if row["sha256"] not in needed and (row["sha256"] in pruned or not originals)
     }
     return {sha256: size for sha256, size in wanted.items() if sha256 not in left_out}, left_out
 
 
-def _snapshot(registry: Registry, folder: Path, left_out: Mapping[str, int]) -> Path:
-    """A copy of the database, in SQLite, in which what is not copied counts as gone."""
+def _snapshot(registry: Registry, folder: Path, originals: bool) -> tuple[Path, dict[str, int]]:
+    """A copy of the database, in SQLite, in which what is not copied counts as gone, and the blobs it needs."""
     from lorareg.registry.copying import copy_rows
     from lorareg.registry.database import writing
     from lorareg.registry.migrate import migrate
@@ -171,7 +195,12 @@ def _snapshot(registry: Registry, folder: Path, left_out: Mapping[str, int]) -> 
     engine = backend.engine()
     try:
         with registry.reading() as connection, writing(engine, backend) as session:
+            # Of one moment: a row that came later would mention a blob that nobody copied.
+            wanted, left_out = _chosen(connection, originals)
             copy_rows(connection, session.connection())
+            store = session.get(SettingRow, STORE)
+            if store is not None:  # the copy's blobs are in its own folder
+                session.delete(store)
             for sha256, size_bytes in left_out.items():
                 row = session.get(RetiredBlobRow, sha256)
                 if row is None:
@@ -182,7 +211,7 @@ def _snapshot(registry: Registry, folder: Path, left_out: Mapping[str, int]) -> 
                 row.state, row.deleted_at = "deleted", row.deleted_at or now()
     finally:
         engine.dispose()
-    return backend.finished()
+    return backend.finished(), wanted
 
 
 def _record(registry: Registry, location: str, copied: Mapping[str, int]) -> int:

@@ -27,7 +27,7 @@ from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import reading, writing
 from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
 from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
-from lorareg.registry.home import STORE, resolve_home
+from lorareg.registry.home import resolve_home
 from lorareg.registry.ingest import (
     IngestOutcome,
     IngestRequest,
@@ -99,14 +99,9 @@ class Registry(Lookup):
             NewerSchemaError: a newer lorareg wrote it.
         """
         backend = backend_of(resolve_home(home))
-        make = create and not backend.is_there()
-        url = asked_store() if make else None
-        if make or not is_current(backend):
-            migrate(backend)
-        registry = cls(backend)
-        if url is not None:
-            registry.remember(STORE, url)
-        return registry
+        if (create and not backend.is_there()) or not is_current(backend):
+            migrate(backend, asked_store())
+        return cls(backend)
 
     @staticmethod
     def migrate(home: Path | None = None) -> Migration:
@@ -118,7 +113,7 @@ class Registry(Lookup):
         """
         backend = backend_of(resolve_home(home))
         is_current(backend)
-        return migrate(backend)
+        return migrate(backend, asked_store())
 
     def close(self) -> None:
         """Close every connection."""
@@ -252,7 +247,7 @@ class Registry(Lookup):
         """
         with self.writing() as session:
             self._adapter_row(session, adapter)
-            self.read_file(adapter, WEIGHTS_FILE)  # within the transaction: nothing is unlinked meanwhile
+            self.read_file(adapter, WEIGHTS_FILE, lasting=True)  # within the transaction: nothing is unlinked meanwhile
             bring_back_adapter(session, adapter)
             row = session.get(PinRow, adapter.id)
             if row is None:
@@ -287,16 +282,20 @@ class Registry(Lookup):
     def remember(self, name: str, value: object) -> None:
         """Keep a value of JSON under a name; None forgets it."""
         with self.writing() as session:
-            row = session.get(SettingRow, name)
-            if value is None:
-                if row is not None:
-                    session.delete(row)
-                return
-            written = canonical_json(value)
-            if row is None:
-                session.add(SettingRow(name=name, value=written, created_at=now()))
-            elif row.value != written:
-                row.value, row.created_at = written, now()
+            self.remember_in(session, name, value)
+
+    def remember_in(self, session: Session, name: str, value: object) -> None:
+        """As `remember`, in a transaction that is under way."""
+        row = session.get(SettingRow, name)
+        if value is None:
+            if row is not None:
+                session.delete(row)
+            return
+        written = canonical_json(value)
+        if row is None:
+            session.add(SettingRow(name=name, value=written, created_at=now()))
+        elif row.value != written:
+            row.value, row.created_at = written, now()
 
     def put_task_vector(self, adapter_id: int, encoder: str, vector: bytes) -> TaskVector:
         """Store the adapter's task vector made by `encoder`, replacing an older one.

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from lorareg.registry.errors import SweepBusyError
+from lorareg.registry.errors import RegistryError, SweepBusyError
+from lorareg.registry.home import DATABASE_VARIABLE, MOVED
 from lorareg.registry.ingest import now
 from lorareg.registry.prune import Plan, plan
 from lorareg.registry.report_queries import referenced_digests
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 GRACE_DAYS = 7.0
 SWEEP_LIMIT = 1000
-DELETED_AT_ONCE = 100
 LEASE_S = 900.0
 LEASE = "sweep_lease"
 
@@ -93,7 +93,9 @@ def sweep(registry: Registry, grace: timedelta, limit: int = SWEEP_LIMIT) -> Swe
 
     Raises:
         SweepBusyError: another sweep is under way.
+        RegistryError: its rows were copied to another database.
     """
+    _expect_all_rows(registry)
     with _lease(registry):
         stay, left = _mark(registry, grace, limit)
         deleted, later = _unlink(registry)
@@ -108,11 +110,23 @@ def find_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
 
 
 def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
-    """Delete them, looked for again under the write lock: nobody can come to name one meanwhile."""
+    """Delete them, looked for again under the write lock: nobody can come to name one meanwhile.
+
+    Raises:
+        RegistryError: its rows were copied to another database.
+    """
+    _expect_all_rows(registry)
     with registry.writing() as session:
         found = list(_orphans(registry, referenced_digests(session.connection()), grace))
-        _delete(registry, session, [orphan.sha256 for orphan in found])
+        registry.blobs.delete(_while_locked(session, [orphan.sha256 for orphan in found]))
     return found
+
+
+def _expect_all_rows(registry: Registry) -> None:
+    moved = registry.setting(MOVED)
+    if moved is not None:
+        reason = f"its rows were copied to {moved}, which may mention blobs that these do not"
+        raise RegistryError(home=registry.home, reason=reason, remedy=f"Set {DATABASE_VARIABLE} to delete any.")
 
 
 def _mark(registry: Registry, grace: timedelta, limit: int) -> tuple[list[RetiredBlob], int]:
@@ -144,18 +158,21 @@ def _unlink(registry: Registry) -> tuple[list[RetiredBlob], list[RetiredBlob]]:
             else:
                 stay.append(_record(row))
                 session.delete(row)
-        _delete(registry, session, [row.sha256 for row in going])
+        registry.blobs.delete(_while_locked(session, [row.sha256 for row in going]))
         for row in going:
             row.state, row.deleted_at = "deleted", now()
         session.flush()
         return [_record(row) for row in going], stay
 
 
-def _delete(registry: Registry, session: Session, digests: Sequence[str]) -> None:
-    """Delete files while the turn to write is ours: a server that lost us has given it to somebody else."""
-    for start in range(0, len(digests), DELETED_AT_ONCE):
+def _while_locked(session: Session, digests: Sequence[str]) -> Iterator[str]:
+    """Digests, as long as the transaction lasts: a server that ended it has let others write, who may need the next.
+
+    Asking also keeps a server from ending it as idle while objects are deleted.
+    """
+    for sha256 in digests:
         session.execute(text("SELECT 1"))
-        registry.blobs.delete(digests[start : start + DELETED_AT_ONCE])
+        yield sha256
 
 
 def _orphans(registry: Registry, named: set[str], grace: timedelta) -> Iterator[Orphan]:

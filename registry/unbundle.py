@@ -176,8 +176,7 @@ def import_bundle(
     """
     parcels = check_rows(bundle)
     for digest in bundle.blobs:
-        if digest not in registry.blobs:
-            registry.blobs.put_bytes(bundle.read(digest))
+        registry.blobs.put_bytes(bundle.read(digest))  # also what is here: it may be damaged, or not flushed yet
         advance(1)
     for parcel in parcels:
         try:

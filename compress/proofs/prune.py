@@ -16,7 +16,7 @@ from typing import Any
 from lorareg.compress.progress import Reporter
 from lorareg.registry.errors import LoraregError, RegistryError
 from lorareg.registry.prune import Plan, Removable, plan
-from lorareg.registry.replicate import open_location
+from lorareg.registry.replicate import is_inside, open_location
 from lorareg.registry.store import Registry
 from lorareg.registry.sweep import retire
 from lorareg.registry.types import RetiredBlob
@@ -73,6 +73,9 @@ def _copy_problem(registry: Registry, generator_id: int) -> str:
     generator = registry.generator(generator_id)
     problem = f"generator {generator.arch} v{generator.version} has no second copy"
     for copy in registry.generator_copies(generator_id):
+        if is_inside(registry, copy.location):  # blobs were moved to it since
+            problem = f"the second copy of generator {generator.arch} v{generator.version} is the registry's own store"
+            continue
         try:
             open_location(copy.location).get(generator.sha256)
         except (LoraregError, OSError) as error:

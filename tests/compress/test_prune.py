@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -22,13 +22,15 @@ from lorareg.compress.proofs.prune import plan_of, prune
 from lorareg.compress.proofs.verify import verify
 from lorareg.registry import prune as plan_module
 from lorareg.registry import sweep as sweep_module
+from lorareg.registry.blob_stores import move_blobs
 from lorareg.registry.errors import OriginalGoneError, RegistryError
 from lorareg.registry.folder_blobs import FolderBlobs
+from lorareg.registry.peft_format import read_folder
 from lorareg.registry.replicate import replicate
 from lorareg.registry.rows import row_digest
 from lorareg.registry.store import Registry
 from lorareg.registry.sweep import sweep
-from lorareg.registry.types import WEIGHTS_FILE
+from lorareg.registry.types import WEIGHTS_FILE, NewEncoding, NewGenerator
 
 NAMES = ("healthy", "damaged", "wrong", "stale", "pinned", "uncopied")
 NO_GRACE = timedelta(0)
@@ -106,7 +108,8 @@ def run_protocol(registry: Registry) -> list[str]:
     recorded = {name: encoding_of(registry, name).output_digest for name in NAMES}
     delete = FolderBlobs.delete
 
-    def watched(store: FolderBlobs, digests: list[str]) -> None:
+    def watched(store: FolderBlobs, given: Iterable[str]) -> None:
+        digests = list(given)
         with closing(sqlite3.connect(registry.home / "registry.sqlite")) as raw:  # sees only what is committed
             marked = {row[0] for row in raw.execute("SELECT sha256 FROM retired_blob WHERE state = 'deleting'")}
         broken.extend(f"{digest} unlinked before `deleting` was committed" for digest in set(digests) - marked)
@@ -204,6 +207,20 @@ def test_an_encoding_made_meanwhile_is_not_what_was_verified(world: Registry, mo
     monkeypatch.setattr(prune_module, "_verify_cold", verified_before)
     retired, _ = prune(world, Silent())
     assert retired == []
+
+
+def test_a_second_copy_that_became_the_store_is_none(
+    registry: Registry, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = registry.ingest(read_folder(make_adapter()), name="task").adapter
+    body, code = registry.blobs.put_bytes(b"generator"), registry.blobs.put_bytes(b"code")
+    generator = registry.record_generator(NewGenerator(adapter.cohort_id, body, 9, "mean", "", {}, {}))
+    registry.record_encoding(NewEncoding(adapter.id, generator.id, "c", "residual", code, 4, "0" * 64, 9, {}, {}))
+    replicate(registry, str(tmp_path / "copy"), False, lambda n: None)
+    assert prune_module._copy_problem(registry, generator.id) == ""
+    move_blobs(registry, f"file://{tmp_path}/copy/blobs", lambda n: None)
+    with Registry.open(registry.home, create=False) as moved:
+        assert "is the registry's own store" in prune_module._copy_problem(moved, generator.id)
 
 
 def test_what_changed_in_quarantine_stays(world: Registry) -> None:

@@ -100,6 +100,18 @@ def test_importing_twice_changes_nothing(source: Path, tmp_path: Path) -> None:
     assert exported(home, tmp_path / "c.tar").read_bytes() == before
 
 
+def test_what_is_damaged_here_is_healed_by_what_comes(source: Path, tmp_path: Path) -> None:
+    first = exported(source, tmp_path / "first.tar")
+    with Registry.open(tmp_path / "home", create=True) as registry:
+        for file in read_folder(Path(__file__).parents[2] / "examples" / "adapters" / "src-rust").files:
+            sha256, size_bytes = registry.blobs.put_file(file.source)
+            registry.blobs.path(sha256).chmod(0o600)
+            registry.blobs.path(sha256).write_bytes(bytes(size_bytes))
+    imported(tmp_path / "home", first)
+    with Registry.open(tmp_path / "home", create=False) as registry:
+        assert [finding for finding in registry.check(read_data=True) if finding.severity == "error"] == []
+
+
 def test_a_selection_brings_what_it_needs_and_no_more(source: Path, tmp_path: Path) -> None:
     path = exported(source, tmp_path / "a.tar", "man-nl", originals=False)
     with BundleFile.open(path) as bundle:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
 
 from lorareg.registry import copying
 from lorareg.registry.backend import backend_at
+from lorareg.registry.errors import RegistryError
 from lorareg.registry.migrate import migrate
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.sqlite import Sqlite
 from lorareg.registry.store import Registry
+from lorareg.registry.sweep import delete_orphans, sweep
 
 MakeAdapter = Callable[..., Path]
 Run = Callable[..., Any]
@@ -61,7 +65,21 @@ def test_moving_there(
         assert registry.adapter("task-1@stable") == before[1]
         assert not list(registry.check(read_data=True))
         assert registry.ingest(read_folder(make_adapter("new", seed=9)), name="new").kind == "new"
+        assert delete_orphans(registry, timedelta(0)) == []
     assert "its rows are in PostgreSQL already" in run("migrate", "--to", empty_postgres, "--home", there).err
+
+
+def test_a_file_that_was_brought_back_deletes_nothing(
+    there: Path, empty_postgres: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = run("migrate", "--to", empty_postgres, "--home", there, "--json")
+    shutil.copy(moved.data["rows_before"], there / "registry.sqlite")
+    with Registry.open(there, create=False) as left:
+        for delete in (delete_orphans, sweep):
+            with pytest.raises(RegistryError, match=r"were copied to PostgreSQL.*Set LORAREG_DATABASE"):
+                delete(left, timedelta(0))
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    assert "its rows are in its registry.sqlite" in run("list", "--home", there).err
 
 
 @pytest.mark.parametrize("stopped_at", ["_fill", "copy_rows", "retire"])

@@ -238,6 +238,36 @@ def test_a_registry_in_it(url: str, home: Path, make_adapter: Any, monkeypatch: 
     assert not [path for path in (home / "blobs").rglob("*") if path.is_file() and path.parent.name != "read"]
 
 
+def test_a_pin_keeps_what_lasts(
+    url: str, home: Path, tmp_path: Path, make_adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this machine read once may be gone by another machine's sweep."""
+    monkeypatch.setenv("LORAREG_STORE", url)
+    with Registry.open(home, create=True) as registry:
+        adapter = registry.ingest(read_folder(make_adapter()), name="task").adapter
+        registry.read_file(adapter, WEIGHTS_FILE)
+        digest = next(file.sha256 for file in registry.files(adapter) if file.path == WEIGHTS_FILE)
+        ObjectBlobs(url, tmp_path / "other", 0).delete([digest])
+        with pytest.raises(MissingBlobError, match=digest):
+            registry.put_pin(adapter, "for a customer")
+        assert registry.pin(adapter.id) is None
+
+
+def test_room_that_is_made_while_it_is_read(
+    store: ObjectBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, compare = store.put_bytes(b"some bytes"), object_blobs._digest_of
+    assert store.get(digest) == b"some bytes"
+
+    def compare_and_evict(near: Any) -> str:
+        found = compare(near)
+        (tmp_path / "local" / "read" / digest).unlink()
+        return found
+
+    monkeypatch.setattr(object_blobs, "_digest_of", compare_and_evict)
+    assert store.get(digest) == b"some bytes"
+
+
 def test_moving_there_and_back(url: str, home: Path, tmp_path: Path, make_adapter: Any, run: Any, faults: Any) -> None:
     with Registry.open(home, create=True) as registry:
         for seed in range(3):

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -25,13 +27,19 @@ from lorareg.registry.errors import MissingExtraError, NewerSchemaError, Registr
 from lorareg.registry.migrate import move_schema
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
-from lorareg.registry.schema import Base
+from lorareg.registry.schema import Base, SettingRow
 from lorareg.registry.store import Registry
 from lorareg.registry.sweep import Orphan, delete_orphans
 
 MakeAdapter = Callable[..., Path]
 Run = Callable[..., Any]
 Raw = Callable[..., list[dict[str, Any]]]
+
+CUT = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid != pg_backend_pid()
+"""
+"""Drops whoever else is connected."""
 
 WRITER = """
 import sys
@@ -92,6 +100,40 @@ def test_a_snapshot_is_one_moment(home: Path, make_adapter: MakeAdapter) -> None
             reading.exec_driver_sql("DELETE FROM adapter")
 
 
+def test_a_writer_sees_what_the_writer_before_did(home: Path, empty_postgres: str) -> None:
+    """Also where the database's own isolation would have it see the moment at which it began to wait."""
+    import psycopg
+
+    seen: list[object] = []
+    with psycopg.connect(empty_postgres, autocommit=True) as admin:
+        (name,) = admin.execute("SELECT current_database()").fetchone() or ("",)
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+
+        def read() -> None:
+            with Registry.open(home, create=False) as other, other.writing() as session:
+                seen.append(session.get(SettingRow, "before"))
+
+        with Registry.open(home, create=True) as registry:
+            second = threading.Thread(target=read)
+            with registry.writing() as session:
+                session.connection()
+                second.start()
+                waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                while not admin.execute(waiting).fetchone():
+                    time.sleep(0.01)
+                registry.remember_in(session, "before", 1)
+            second.join()
+    assert seen[0] is not None
+
+
+@pytest.mark.parametrize("password", ["very%secret", "very@secret"])
+def test_a_password_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("LORAREG_DATABASE", f"postgresql+psycopg://someone:{password}@127.0.0.1:9/db")
+    with pytest.raises(RegistryError, match=r"URL cannot be read.*@ as %40") as raised:
+        Reader(tmp_path)
+    assert "secret" not in str(raised.value)
+
+
 def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setenv("LORAREG_DATABASE", "postgresql+psycopg://someone:verysecret@127.0.0.1:9/db")
     for act in (lambda: Reader(tmp_path), lambda: Registry.open(tmp_path, create=True)):
@@ -108,8 +150,7 @@ def test_a_server_that_goes_away(home: Path, empty_postgres: str, make_adapter: 
     with Registry.open(home, create=True) as registry, Reader(home) as reader:
         registry.ingest(read_folder(make_adapter()), name="task")
         with psycopg.connect(empty_postgres, autocommit=True) as admin:
-            mine = "datname = current_database() AND pid != pg_backend_pid()"
-            admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+            admin.execute(CUT)
         with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
             reader.adapters()
         assert len(registry.adapters()) == 1  # a pool finds out by itself
@@ -129,8 +170,7 @@ def test_who_lost_the_lock_deletes_nothing(
         def find_slowly(*arguments: Any) -> list[Orphan]:
             found = list(find(*arguments))
             with psycopg.connect(empty_postgres, autocommit=True) as admin:
-                mine = "datname = current_database() AND pid != pg_backend_pid()"
-                admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+                admin.execute(CUT)
             other.put_files(adapter, {"extras/late": b"wanted after all"})
             return found
 
@@ -139,6 +179,27 @@ def test_who_lost_the_lock_deletes_nothing(
             delete_orphans(registry, timedelta(0))
         assert orphan in other.blobs
         assert not [finding for finding in other.check(read_data=True) if finding.severity == "error"]
+
+
+def test_a_server_that_goes_away_under_who_deletes(home: Path, empty_postgres: str) -> None:
+    """Its lock is gone with it: whoever writes now may need a blob that was going to be deleted."""
+    import psycopg
+
+    unlink = Path.unlink
+
+    def cut(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        with psycopg.connect(empty_postgres, autocommit=True) as admin:
+            admin.execute(CUT)
+
+    with Registry.open(home, create=True) as registry:
+        for data in (b"one", b"two", b"three"):
+            registry.blobs.put_bytes(data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "unlink", cut)
+            with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
+                delete_orphans(registry, timedelta(0))
+        assert len(list(registry.blobs)) == 2
 
 
 def test_kinds_of_databases_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lorareg.registry.errors import IntegrityError, MissingBlobError, MissingExtraError, ReplicaError
+from lorareg.registry.home import STORE
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.replicate import blobs_to_copy, open_location, repair, replicate
 from lorareg.registry.store import Registry
@@ -72,6 +74,37 @@ def test_the_copy_is_a_registry(filled: Registry, tmp_path: Path, monkeypatch: p
         )
 
 
+def test_the_copy_has_its_own_blobs(
+    home: Path, tmp_path: Path, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pruning in it, or losing what it is a copy of, must not reach from one to the other."""
+    with Registry.open(home, create=True) as registry:
+        registry.remember(STORE, f"file://{tmp_path}/store")
+        registry.ingest(read_folder(make_adapter()), name="one")
+        replicate(registry, str(tmp_path / "copy"), False, ignore)
+    monkeypatch.delenv("LORAREG_DATABASE", raising=False)
+    shutil.rmtree(tmp_path / "store")
+    with Registry.open(tmp_path / "copy", create=False) as copy:
+        assert copy.blobs.place == str(tmp_path / "copy" / "blobs")
+        assert list(copy.check(read_data=True)) == []
+
+
+def test_the_copy_is_of_one_moment(filled: Registry, tmp_path: Path, make_adapter: MakeAdapter) -> None:
+    """An adapter that comes while blobs are copied is in it with its blobs, or not at all."""
+    late = iter([read_folder(make_adapter("late", seed=9))])
+
+    def ingest(n: int) -> None:
+        for folder in late:
+            filled.ingest(folder, name="late")
+
+    replicate(filled, str(tmp_path / "copy"), True, ingest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LORAREG_DATABASE", raising=False)
+        with Registry.open(tmp_path / "copy", create=False) as copy:
+            assert [finding for finding in copy.check() if finding.severity == "error"] == []
+            assert copy.names() == ["one", "two"]
+
+
 def test_damage_is_mended_from_it(filled: Registry, location: str) -> None:
     replicate(filled, location, True, ignore)
     damaged, missing = filled.blobs.path(weights(filled, "one")), filled.blobs.path(weights(filled, "two"))
@@ -107,6 +140,19 @@ def test_a_damaged_copy_does_not_count(filled: Registry, tmp_path: Path) -> None
 def test_no_copy_within_the_registry(filled: Registry) -> None:
     with pytest.raises(ReplicaError, match=r"it is inside the registry\. Choose another disk"):
         replicate(filled, str(filled.home / "copy"), False, ignore)
+    with pytest.raises(ReplicaError, match="it is inside the registry"):
+        replicate(filled, f"file://{filled.home}", False, ignore)  # would write over the database in use
+
+
+@pytest.mark.parametrize("there", ["", "/blobs", "/blobs/copy"])
+def test_no_copy_that_is_the_store(home: Path, tmp_path: Path, make_adapter: MakeAdapter, there: str) -> None:
+    """Its blobs would be the registry's very own, and count as a second copy of themselves."""
+    with Registry.open(home, create=True) as registry:
+        registry.remember(STORE, f"file://{tmp_path}/shared/blobs")
+        registry.ingest(read_folder(make_adapter()), name="one")
+        for location in (f"{tmp_path}/shared{there}", f"file://{tmp_path}/shared{there}/"):
+            with pytest.raises(ReplicaError, match="it is inside the registry"):
+                replicate(registry, location, False, ignore)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

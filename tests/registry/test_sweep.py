@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -114,6 +115,29 @@ def test_a_pin_that_comes_late_still_counts(filled: Registry, monkeypatch: pytes
     assert [blob.sha256 for blob in swept.stay] == [weights(filled, "two")]
     assert weights(filled, "two") in filled.blobs
     assert weights(filled, "two") not in states(filled)
+
+
+def test_who_waits_for_a_sweep_looks_afterwards(filled: Registry) -> None:
+    """A blob is looked for under the lock, not before it: the sweep that holds it may take the blob away."""
+    cohort, sha256 = filled.adapter("one").cohort_id, filled.blobs.put_bytes(b"generator")
+    found: list[object] = []
+
+    def record() -> None:
+        with Registry.open(filled.home, create=False) as other:
+            try:
+                found.append(other.record_generator(NewGenerator(cohort, sha256, 9, "mean", "", {}, {})))
+            except MissingBlobError as error:
+                found.append(error)
+
+    writer = threading.Thread(target=record)
+    with filled.writing() as session:
+        session.connection()
+        writer.start()
+        writer.join(1)  # it waits by now
+        filled.blobs.delete([sha256])
+    writer.join()
+    assert isinstance(found[0], MissingBlobError)
+    assert filled.generators() == []
 
 
 def test_pins(filled: Registry) -> None:
