@@ -29,9 +29,10 @@ def migrate(
     """Bring a registry to this schema, another database or store.
 
     Without options, to the schema of this version, as every other command does when it has to. A backup is made
-    first (of PostgreSQL, make one with pg_dump). Rows are copied in one transaction, each verified; from then on
-    LORAREG_DATABASE has to name the other database. Blobs are read back where they went; a move that was stopped
-    goes on. Both stay where they were as well. Stop servers and whoever writes before.
+    first (of PostgreSQL, make one with pg_dump). Rows are copied in one transaction, read back and compared; from
+    then on LORAREG_DATABASE has to name the other database, and the file that had them is among the backups. Blobs
+    are read back where they went and stay where they were as well. A move that was stopped goes on when the command
+    is run again. Stop servers and whoever writes before.
 
     Raises:
         IntegrityError: a blob is damaged; the registry goes on with the store it had.
@@ -73,7 +74,8 @@ def migrate(
         from lorareg.registry.copying import move_rows
 
         with Registry.open(home, create=False) as registry:
-            copied = move_rows(registry, backend_at(to, registry.home))
-        data |= {"rows": copied.rows, "database": copied.database}
-        lines.append(f"{copied.rows} rows copied to {copied.database}; set LORAREG_DATABASE to use them from now on")
+            brought = move_rows(registry, backend_at(to, registry.home))
+        data |= {"rows": brought.rows, "database": brought.database, "rows_before": str(brought.before)}
+        lines.append(f"{brought.rows} rows brought to {brought.database}; set LORAREG_DATABASE to its URL from now on")
+        lines.append(f"the file that had them: {brought.before}")
     output.show(data, *lines)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorareg.registry.errors import RegistryError
-from lorareg.registry.home import DATABASE_VARIABLE
+from lorareg.registry.home import DATABASE_FILE, DATABASE_VARIABLE, POSTGRES_FILE
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -51,6 +51,18 @@ class Backend(ABC):
 
     def __init__(self, home: Path) -> None:
         self.home = home
+
+    def make_home(self) -> None:
+        """Make the folder, if it is not there.
+
+        Raises:
+            RegistryError: something else is in its place.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            reason = "it is not a folder"
+            raise RegistryError(home=self.home, reason=reason, remedy="Choose another folder with --home.") from error
 
     @abstractmethod
     def is_there(self) -> bool:
@@ -97,6 +109,14 @@ class Backend(ABC):
         """A copy of the database from before a migration, where the database can make one."""
 
     @abstractmethod
+    def retire(self) -> Path | None:
+        """Take the database, whose rows are elsewhere now, out of the way; where it is.
+
+        Raises:
+            RegistryError: somebody is using it.
+        """
+
+    @abstractmethod
     def expect_references(self, connection: Connection) -> None:
         """After a migration: every row that another refers to is there.
 
@@ -106,7 +126,23 @@ class Backend(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Before the first tables are made in a new database."""
+        """Before the first tables are made in a new database.
+
+        Raises:
+            RegistryError: the folder is another database's.
+        """
+
+    @abstractmethod
+    def complete(self, connection: Connection) -> None:
+        """After the first tables were made, in the same transaction."""
+
+    @abstractmethod
+    def expect_folder(self, fetch: Fetch) -> None:
+        """The folder, whose blobs are about to be used, is this database's: what it does not name may be deleted.
+
+        Raises:
+            RegistryError: it is another's.
+        """
 
 
 def database_url() -> str | None:
@@ -117,8 +153,11 @@ def database_url() -> str | None:
 def backend_of(home: Path) -> Backend:
     """The database of the registry at `home`.
 
+    A folder has one database. With two, by a variable that was forgotten or meant for another folder, each would take
+    the other's blobs for files that nobody names.
+
     Raises:
-        RegistryError: LORAREG_DATABASE names one of another kind.
+        RegistryError: LORAREG_DATABASE names one of another kind, or the folder has another one.
         MissingExtraError: it needs a package that is not installed.
     """
     url = database_url()
@@ -128,8 +167,16 @@ def backend_of(home: Path) -> Backend:
         if url is not None:
             remedy = f"Unset {DATABASE_VARIABLE}: SQLite is what a registry has without it."
             raise RegistryError(home=home, reason=f"{DATABASE_VARIABLE} names SQLite", remedy=remedy)
+        if (home / POSTGRES_FILE).exists() and not (home / DATABASE_FILE).exists():
+            remedy = f"Set {DATABASE_VARIABLE} to the URL of its database."
+            raise RegistryError(home=home, reason="its rows are in PostgreSQL", remedy=remedy)
         return Sqlite(home)
-    return backend_at(url, home)
+    backend = backend_at(url, home)
+    if (home / DATABASE_FILE).exists():
+        reason = f"its rows are in its {DATABASE_FILE}, and {DATABASE_VARIABLE} names another database"
+        remedy = f"Unset {DATABASE_VARIABLE}; `lorareg migrate --to URL` brings the rows there."
+        raise RegistryError(home=home, reason=reason, remedy=remedy)
+    return backend
 
 
 def backend_at(url: str, home: Path) -> Backend:
@@ -140,7 +187,7 @@ def backend_at(url: str, home: Path) -> Backend:
         MissingExtraError: psycopg is not installed.
     """
     scheme = url.partition(":")[0]
-    if scheme not in ("postgresql", "postgresql+psycopg", "postgres"):
+    if scheme not in ("postgresql", "postgresql+psycopg", "postgres") or not url.startswith(f"{scheme}://"):
         remedy = "Use postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."
         raise RegistryError(home=home, reason=f"a database of kind {scheme!r} cannot be used", remedy=remedy)
     from lorareg.registry.postgres import Postgres

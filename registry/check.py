@@ -1,6 +1,6 @@
 """Everything that can be verified about a registry, without changing it.
 
-Needs only a `Lookup`, so the read-only `Reader` will do. the database's own checks come first, then every
+Needs only a `Lookup`, so the read-only `Reader` will do. The database's own checks come first, then every
 row's digest, what rows say about each other, and the blobs: there, of the right size, and with
 `read_data` of the right content. What nothing refers to is reported as information.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.errors import IntegrityError, MissingBlobError, RegistryError
 from lorareg.registry.lookup import Lookup
-from lorareg.registry.rows import verify_row
+from lorareg.registry.rows import REFERENCES, every_row, row_name, verify_row
 from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Finding, Layout, Severity, canonical_json, sha256_hex
 
 TABLES = (
@@ -45,13 +45,14 @@ def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
     """Yield every problem found, in the order of the walk; `read_data` also hashes every blob."""
     try:
         yield from _database_problems(lookup)
-        tables = {table: lookup.fetch(f"SELECT * FROM {table}") for table in TABLES}
+        tables = {table: lookup.fetch(every_row(table)) for table in TABLES}
     except RegistryError as error:
         yield Finding("database", str(error.fields["reason"]), _BACKUP_REMEDY)
         return
     for table, rows in tables.items():
         yield from _row_problems(table, rows)
     yield from _reference_problems(tables)
+    yield from _kinship_problems(tables)
     yield from _adapter_problems(tables)
     references = _references(tables)
     yield from _retired_problems(lookup.blobs, tables, references)
@@ -73,6 +74,16 @@ def _row_problems(table: str, rows: Rows) -> Iterator[Finding]:
 
 
 def _reference_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
+    """What foreign keys say, whether or not they were switched on: what a row refers to is there."""
+    for table, column, target in REFERENCES:
+        known = {row["id"] for row in tables[target]}
+        for row in tables[table]:
+            if row[column] is not None and row[column] not in known:
+                problem = f"row {row_name(row)} refers to a row of table {target!r} that is gone"
+                yield Finding(f"table {table!r}", problem, _BACKUP_REMEDY)
+
+
+def _kinship_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
     """What foreign keys cannot say: that rows which refer to each other also belong together."""
     adapters = {row["id"]: row for row in tables["adapter"]}
     cohorts = {row["id"]: row for row in tables["cohort"]}

@@ -18,11 +18,16 @@ STORE_VARIABLE = "LORAREG_STORE"
 READ_CACHE_VARIABLE = "LORAREG_STORE_CACHE_BYTES"
 READ_CACHE_BYTES = 2_000_000_000
 DATABASE_FILE = "registry.sqlite"
+POSTGRES_FILE = "registry.postgresql"
+"""Has the number of the PostgreSQL database whose blobs are in the folder."""
+
 BLOBS_FOLDER = "blobs"
 BACKUPS_FOLDER = "backups"
 SERVING_FOLDER = "serving"
 LOCK_FILE = "open.lock"
 BUSY_TIMEOUT_S = 30.0
+LOCK_TIMEOUT_S = 120.0
+"""For its turn to migrate, which may take longer than to write."""
 
 
 def resolve_home(home: Path | None = None) -> Path:

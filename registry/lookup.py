@@ -95,11 +95,14 @@ class Lookup(ABC):
         """The store that holds this registry's blobs.
 
         Raises:
-            RegistryError: LORAREG_STORE names another one.
+            RegistryError: LORAREG_STORE names another one, or the folder is another database's.
         """
         from lorareg.registry.blob_stores import open_blobs
 
-        return open_blobs(self.home, self.setting(STORE))
+        remembered = self.setting(STORE)
+        if remembered is None:
+            self.backend.expect_folder(self.fetch)
+        return open_blobs(self.home, remembered)
 
     @abstractmethod
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:

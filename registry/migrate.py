@@ -90,6 +90,7 @@ def _create(backend: Backend, store: str | None) -> None:
                 text("CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
             )
             connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
+            backend.complete(connection)
             if store is not None:
                 session.add(SettingRow(name=STORE, value=canonical_json(store), created_at=now()))
     finally:

@@ -3,19 +3,32 @@
 Writers come one after another, by an advisory lock that goes with their transaction: what they decide rests on rows
 that nobody else is changing, exactly as in SQLite. Readers see one snapshot and wait for nobody. Text is compared by
 its bytes (COLLATE "C"), so that lists have one order everywhere. Copies of the database are pg_dump's business.
+
+Blobs in a folder belong to one database. It has a number, as the comment on a table, which dumps keep and rows do not
+know; the folder has it in a file.
 """
 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
 from lorareg.registry.errors import MissingExtraError, RegistryError, RegistryRefusedError
-from lorareg.registry.home import BUSY_TIMEOUT_S
+from lorareg.registry.files import sync_file, sync_folder
+from lorareg.registry.folder_blobs import FolderBlobs
+from lorareg.registry.home import (
+    BLOBS_FOLDER,
+    BUSY_TIMEOUT_S,
+    DATABASE_FILE,
+    DATABASE_VARIABLE,
+    LOCK_TIMEOUT_S,
+    POSTGRES_FILE,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -23,9 +36,11 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10
 WRITING_LOCK, MIGRATING_LOCK = 0x6C6F7261, 0x6C6F7262  # "lora", and the number after it
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
-_UNREADABLE = re.compile(r"@.*@|%(?![0-9a-fA-F]{2})")
+_REVISION = re.compile(r"[0-9]{4}")
+_NUMBER = re.compile(r"[0-9a-f]{32}")
 _LOCKED = ("55P03", "57014")
 _FULL = ("53100", "53200")
+_FORBIDDEN = ("25006", "42501")
 
 
 class PostgresRows:
@@ -33,8 +48,7 @@ class PostgresRows:
 
     def __init__(self, backend: Postgres) -> None:
         self._backend = backend
-        self._connection = backend.open()
-        self._connection.execute("SET default_transaction_read_only = on")
+        self._connection = backend.open("SET default_transaction_read_only = on")
 
     def fetch(self, sql: str, parameters: Mapping[str, object]) -> Sequence[Mapping[str, Any]]:
         from psycopg.rows import dict_row
@@ -65,48 +79,68 @@ class Postgres(Backend):
 
         Raises:
             MissingExtraError: psycopg is not installed.
+            RegistryError: the URL cannot be read.
         """
         super().__init__(home)
         try:
             import psycopg
+            from psycopg.conninfo import conninfo_to_dict
         except ImportError as error:
             raise MissingExtraError(feature="PostgreSQL", package="psycopg", extra="postgres") from error
         self.url = "postgresql://" + url.partition("://")[2]
         self.errors = psycopg.Error
+        try:
+            parts = conninfo_to_dict(self.url)
+            is_clear = not any("@" in str(parts.get(key, "")) for key in ("host", "port", "dbname"))
+        except psycopg.Error:
+            is_clear = False
+        if not is_clear:
+            # What libpq says of such a URL quotes it, and with it the password; so it is not even kept as a cause.
+            form = "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+            remedy = f"Use {form}; write what is special in names and passwords as %XX: @ as %40, % as %25, / as %2F."
+            raise RegistryError(home=home, reason="the database's URL cannot be read", remedy=remedy)
 
     def is_there(self) -> bool:
         return self.revision() != BASE_REVISION
 
     def revision(self) -> str:
         with closing(self.connect()) as rows:
-            (there,) = rows.fetch("SELECT to_regclass('alembic_version') IS NOT NULL AS there", {})
-            if not there["there"]:
-                return BASE_REVISION
-            found = rows.fetch("SELECT version_num FROM alembic_version", {})
-        return str(found[0]["version_num"]) if found else BASE_REVISION
+            found = rows.fetch("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()", {})
+            tables = {row["tablename"] for row in found}
+            versions = rows.fetch("SELECT version_num FROM alembic_version", {}) if "alembic_version" in tables else []
+        version = str(versions[0]["version_num"]) if versions else None
+        if _REVISION.fullmatch(version or "") is None and (version or tables - {"alembic_version"}):
+            reason = "the database has tables that are not lorareg's"
+            remedy = "Name a database of its own, or a schema: ...?options=-csearch_path%3DNAME."
+            raise RegistryError(home=self.home, reason=reason, remedy=remedy)
+        return version or BASE_REVISION
 
     def connect(self) -> PostgresRows:
         return PostgresRows(self)
 
-    def open(self) -> Any:
-        """A connection whose statements are transactions of their own.
+    def open(self, *statements: str) -> Any:
+        """A connection whose statements are transactions of their own, after these.
 
         Raises:
-            RegistryError: the server does not answer, or refuses, or the URL is none.
+            RegistryError: the server does not answer, or refuses.
         """
+        try:
+            with ExitStack() as until_ready:
+                connection = until_ready.enter_context(closing(self._connect(autocommit=True)))
+                for statement in statements:
+                    connection.execute(statement)
+                until_ready.pop_all()
+        except self.errors as error:
+            raise self.error(error) from error
+        return connection
+
+    def _connect(self, **options: Any) -> Any:
         import psycopg
 
-        # libpq's own message quotes what it cannot read, and that is in the password.
-        if _UNREADABLE.search(self.url.partition("?")[0]):
-            remedy = "Write what is special in its password as %XX: @ as %40, % as %25, / as %2F."
-            raise RegistryError(home=self.home, reason="the database's URL cannot be read", remedy=remedy)
-        try:
-            return psycopg.connect(self.url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
-        except psycopg.Error as error:
-            raise self.error(error) from error
+        return psycopg.connect(self.url, connect_timeout=CONNECT_TIMEOUT_S, **options)
 
     def problems(self, fetch: Fetch) -> Iterator[tuple[str, str]]:
-        """None: PostgreSQL holds rows to their references itself, and its pages to checksums where it is set up so."""
+        """None: it holds its pages to checksums itself, where it is set up so."""
         return iter(())
 
     def error(self, error: BaseException) -> RegistryError:
@@ -114,7 +148,7 @@ class Postgres(Backend):
         said = " ".join(str(error).split()) or type(error).__name__
         kind: type[RegistryError] = RegistryError
         if state in _LOCKED:
-            remedy = f"Another process has been writing for {BUSY_TIMEOUT_S:.0f} s; try again when it is done."
+            remedy = "Another process has been writing all the while; try again when it is done."
         elif state in _FULL:
             remedy, kind = "Free some space on the database's server; nothing was half written.", RegistryRefusedError
         elif state is None or state.startswith(("08", "57P", "28", "3D")):
@@ -122,18 +156,17 @@ class Postgres(Backend):
                 "Check that the server runs, LORAREG_DATABASE, and the network; then run the same command again.",
                 RegistryRefusedError,
             )
+        elif state in _FORBIDDEN:
+            remedy, kind = "Nothing was recorded. Check what its user may do there.", RegistryRefusedError
         else:
             remedy = "Nothing was recorded. Run `lorareg check`."
         return kind(home=self.home, reason=f"the database says: {said}", remedy=remedy)
 
     def engine(self, *, migrates: bool = False) -> Engine:
+        """Connections are made here, so that libpq alone reads the URL, the same for whoever reads and writes."""
         from sqlalchemy import create_engine, event
 
-        engine = create_engine(
-            "postgresql+psycopg" + self.url.removeprefix("postgresql"),
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
-            pool_pre_ping=True,
-        )
+        engine = create_engine("postgresql+psycopg://", creator=self._connect, pool_pre_ping=True)
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
@@ -141,6 +174,8 @@ class Postgres(Backend):
                 # Whatever the database's own is: a snapshot from before the lock would miss what the writer before did.
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S:.0f}s'")
+                # Who moves blobs asks the database nothing meanwhile, and must not lose the lock over it.
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITING_LOCK})")
             else:
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -149,8 +184,8 @@ class Postgres(Backend):
 
     @contextmanager
     def migrating(self) -> Iterator[None]:
-        self.home.mkdir(parents=True, exist_ok=True)
-        with closing(self.open()) as connection:
+        self.make_home()
+        with closing(self.open(f"SET lock_timeout = '{LOCK_TIMEOUT_S * 1000:.0f}ms'")) as connection:
             try:
                 connection.execute(f"SELECT pg_advisory_lock({MIGRATING_LOCK})")
             except self.errors as error:
@@ -158,9 +193,41 @@ class Postgres(Backend):
             yield
 
     def prepare(self) -> None:
-        """Nothing: whoever made the database has set it up."""
+        # Beside rows in SQLite, which `migrate --to` alone comes to, the blobs are theirs and come along.
+        has_rows = (self.home / DATABASE_FILE).exists()
+        if self._number() and not has_rows and any(FolderBlobs(self.home / BLOBS_FOLDER).listed()):
+            raise self._not_together("Name the database that it had, or another folder.")
+        if not self._number():
+            path = self.home / POSTGRES_FILE
+            path.write_text(f"{uuid.uuid4().hex}\n")
+            sync_file(path)
+            sync_folder(self.home)
+
+    def complete(self, connection: Connection) -> None:
+        connection.exec_driver_sql(f"COMMENT ON TABLE alembic_version IS '{self._number()}'")
+
+    def expect_folder(self, fetch: Fetch) -> None:
+        (row,) = fetch("SELECT obj_description(to_regclass('alembic_version'), 'pg_class') AS number")
+        if row["number"] not in (None, self._number()):
+            remedy = (
+                f"Name the two that do. A folder that was brought back from a copy needs {row['number']} in its file "
+            )
+            raise self._not_together(f"{remedy}{POSTGRES_FILE}.")
+
+    def _number(self) -> str | None:
+        """What the folder says is the number of its database."""
+        path = self.home / POSTGRES_FILE
+        found = path.read_text(errors="replace").strip() if path.is_file() else ""
+        return found if _NUMBER.fullmatch(found) else None
+
+    def _not_together(self, remedy: str) -> RegistryError:
+        reason = f"its blobs are not those of the database that {DATABASE_VARIABLE} names"
+        return RegistryError(home=self.home, reason=reason, remedy=remedy)
 
     def back_up(self, revision: str) -> None:
+        return None
+
+    def retire(self) -> None:
         return None
 
     def expect_references(self, connection: Connection) -> None:

@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from lorareg.registry.certificate import Subject, is_stale
-from lorareg.registry.rows import record_from_row
+from lorareg.registry.rows import every_row, record_from_row
 from lorareg.registry.types import (
     WEIGHTS_FILE,
     Adapter,
@@ -102,7 +102,7 @@ class _Rows:
         """Raises IntegrityError for a damaged row."""
 
         def all_of(record: type[Record], table: str) -> list[Record]:
-            return [record_from_row(record, table, row) for row in fetch(f"SELECT * FROM {table}")]
+            return [record_from_row(record, table, row) for row in fetch(every_row(table))]
 
         files: dict[int, dict[str, AdapterFile]] = defaultdict(dict)
         for file in all_of(AdapterFile, "adapter_file"):

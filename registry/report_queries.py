@@ -107,7 +107,9 @@ class Use(IntEnum):
 
 _live = AdapterRow.removed_at.is_(None)
 _current = EncodingRow.superseded_at.is_(None)
-_is_side_file = or_(AdapterFileRow.path.in_([CONFIG_FILE, CARD_FILE]), AdapterFileRow.path.startswith(EXTRAS_FOLDER))
+# No LIKE: SQLite's takes capitals for small letters.
+_is_extra = func.substr(AdapterFileRow.path, 1, len(EXTRAS_FOLDER)) == EXTRAS_FOLDER
+_is_side_file = or_(AdapterFileRow.path.in_([CONFIG_FILE, CARD_FILE]), _is_extra)
 
 
 def table_of(model: type[Base]) -> Table:

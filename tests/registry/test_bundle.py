@@ -83,6 +83,15 @@ def test_what_goes_out_comes_back(source: Path, tmp_path: Path) -> None:
     assert exported(tmp_path / "home", tmp_path / "second.tar").read_bytes() == first.read_bytes()
 
 
+def test_a_bundle_has_the_same_bytes_from_either_database(bundle: Path, home: Path, tmp_path: Path) -> None:
+    """Codes, certificates, generators and tags: to SQLite or PostgreSQL, and out of it."""
+    assert imported(home, bundle).codes == len(TASKS)
+    assert exported(home, tmp_path / "again.tar").read_bytes() == bundle.read_bytes()
+    with Registry.open(home, create=False) as registry:
+        assert not [finding for finding in registry.check(read_data=True) if finding.severity == "error"]
+        assert not any(verify(registry, adapter).problems for adapter in registry.adapters())
+
+
 def test_importing_twice_changes_nothing(source: Path, tmp_path: Path) -> None:
     path, home = exported(source, tmp_path / "a.tar"), tmp_path / "home"
     imported(home, path)

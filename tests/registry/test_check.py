@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from lorareg.registry.check import check
+from lorareg.registry.check import TABLES, check
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
-from lorareg.registry.rows import row_digest
+from lorareg.registry.rows import REFERENCES, row_digest
+from lorareg.registry.schema import Base
 from lorareg.registry.store import Registry
 from lorareg.registry.types import Finding, NewEncoding, NewGenerator
 
@@ -83,10 +84,25 @@ def test_signed_changes_that_contradict_each_other_are_found(
     assert any(problem in found for found in problems(filled)), problems(filled)
 
 
-@pytest.mark.sqlite_alone  # PostgreSQL lets no row go that another refers to
-def test_a_row_that_is_gone_is_missed_by_those_that_refer_to_it(filled: Registry, home: Path, raw: Raw) -> None:
+def test_a_row_that_is_gone_is_missed_by_those_that_refer_to_it(filled: Registry, raw: Raw) -> None:
     raw("DELETE FROM generator")
     assert any("table 'encoding': row 1 refers to a row of table 'generator'" in found for found in problems(filled))
+    raw("DELETE FROM adapter WHERE name = 'task'")
+    gone = "refers to a row of table 'adapter' that is gone"
+    for table in ("adapter_file", "tag", "task_vector", "encoding"):
+        assert any(f"table {table!r}: row" in found and gone in found for found in problems(filled))
+
+
+def test_every_foreign_key_is_looked_at() -> None:
+    tables = Base.metadata.sorted_tables
+    assert set(REFERENCES) == {(t.name, k.parent.name, k.column.table.name) for t in tables for k in t.foreign_keys}
+    assert set(TABLES) == {table.name for table in tables}
+
+
+def test_every_table_has_its_key_first() -> None:
+    """So that `every_row` is in the order of keys."""
+    for table in Base.metadata.sorted_tables:
+        assert set(table.primary_key.columns.keys()) <= set(table.columns.keys()[:2])
 
 
 def test_a_missing_blob_is_found(filled: Registry) -> None:

@@ -73,7 +73,6 @@ def test_down_and_up_on_a_populated_database(registry: Registry, home: Path, mak
         assert again.ingest(folder, name="task").kind == "new"
 
 
-@pytest.mark.sqlite_alone
 def test_from_0001_with_rows(home: Path, make_adapter: MakeAdapter) -> None:
     with Registry.open(home, create=True) as registry:
         registry.ingest(read_folder(make_adapter()), name="task")
@@ -91,7 +90,6 @@ def test_from_0001_with_rows(home: Path, make_adapter: MakeAdapter) -> None:
         assert registry.setting("base_model:tiny") is None
 
 
-@pytest.mark.sqlite_alone
 def test_from_0002_with_rows(home: Path, make_adapter: MakeAdapter) -> None:
     with Registry.open(home, create=True) as registry:
         registry.ingest(read_folder(make_adapter()), name="task")

@@ -21,17 +21,25 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from lorareg.registry import postgres as postgres_module
+from lorareg.registry import sweep as sweep_module
 from lorareg.registry.backend import BASE_REVISION, backend_of
-from lorareg.registry.errors import NewerSchemaError, RegistryError, RegistryRefusedError
+from lorareg.registry.errors import MissingExtraError, NewerSchemaError, RegistryError, RegistryRefusedError
 from lorareg.registry.migrate import move_schema
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.schema import Base, SettingRow
 from lorareg.registry.store import Registry
-from lorareg.registry.sweep import delete_orphans, sweep
+from lorareg.registry.sweep import Orphan, delete_orphans
 
 MakeAdapter = Callable[..., Path]
 Run = Callable[..., Any]
+Raw = Callable[..., list[dict[str, Any]]]
+
+CUT = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid != pg_backend_pid()
+"""
+"""Drops whoever else is connected."""
 
 WRITER = """
 import sys
@@ -142,10 +150,35 @@ def test_a_server_that_goes_away(home: Path, empty_postgres: str, make_adapter: 
     with Registry.open(home, create=True) as registry, Reader(home) as reader:
         registry.ingest(read_folder(make_adapter()), name="task")
         with psycopg.connect(empty_postgres, autocommit=True) as admin:
-            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
+            admin.execute(CUT)
         with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
             reader.adapters()
         assert len(registry.adapters()) == 1  # a pool finds out by itself
+
+
+def test_who_lost_the_lock_deletes_nothing(
+    home: Path, empty_postgres: str, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While gc lists files, the server drops it, and somebody else comes to need one of them."""
+    import psycopg
+
+    with Registry.open(home, create=True) as registry, Registry.open(home, create=False) as other:
+        orphan = registry.blobs.put_bytes(b"wanted after all")
+        adapter = registry.ingest(read_folder(make_adapter()), name="task").adapter
+        find = sweep_module._orphans
+
+        def find_slowly(*arguments: Any) -> list[Orphan]:
+            found = list(find(*arguments))
+            with psycopg.connect(empty_postgres, autocommit=True) as admin:
+                admin.execute(CUT)
+            other.put_files(adapter, {"extras/late": b"wanted after all"})
+            return found
+
+        monkeypatch.setattr(sweep_module, "_orphans", find_slowly)
+        with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
+            delete_orphans(registry, timedelta(0))
+        assert orphan in other.blobs
+        assert not [finding for finding in other.check(read_data=True) if finding.severity == "error"]
 
 
 def test_a_server_that_goes_away_under_who_deletes(home: Path, empty_postgres: str) -> None:
@@ -157,7 +190,7 @@ def test_a_server_that_goes_away_under_who_deletes(home: Path, empty_postgres: s
     def cut(path: Path, missing_ok: bool = False) -> None:
         unlink(path, missing_ok=missing_ok)
         with psycopg.connect(empty_postgres, autocommit=True) as admin:
-            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
+            admin.execute(CUT)
 
     with Registry.open(home, create=True) as registry:
         for data in (b"one", b"two", b"three"):
@@ -175,6 +208,110 @@ def test_kinds_of_databases_that_cannot_be_used(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(RegistryError, match=reason):
             Registry.open(tmp_path / "home", create=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "u:verysecret%zz@127.0.0.1/db",
+        "u:very@secret@127.0.0.1:9/db",
+        "u:very/secret@127.0.0.1:9/db",
+        "u:99/secret@127.0.0.1:9/db",
+        "u:verysecret@[::1/db",
+        "u:very secret@127.0.0.1:9/db",
+        "u:very?secret@127.0.0.1:9/db",
+        "u@127.0.0.1:9/db?password=verysecret&x",
+        "u:verysecret@127.0.0.1:9/db",
+    ],
+)
+def test_no_password_is_ever_printed(rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    url = f"postgresql+psycopg://{rest}"
+    home = tmp_path / "home"
+    Registry.open(home, create=True).close()
+    moved = run("migrate", "--to", url, "--home", home)
+    monkeypatch.setenv("LORAREG_DATABASE", url)
+    monkeypatch.setenv("LORAREG_DEBUG", "1")
+    listed = run("list", "--home", tmp_path / "elsewhere")
+    for done in (moved, listed):
+        assert done.exit_code in (20, 74)
+        assert "very" not in done.out + done.err
+        assert "secret" not in done.out + done.err
+
+
+@pytest.mark.parametrize("text", ["postgresql:u:verysecret", "u:verysecret@h/db", "mysql://u:verysecret@h/db"])
+def test_no_password_of_another_kind_either(text: str, home: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("LORAREG_DATABASE", text)
+    done = run("list", "--home", home)
+    assert done.exit_code == 20
+    assert "verysecret" not in done.err
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ["CREATE TABLE songs (id int)"],
+        ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('1975ea83b712')"],
+        ["CREATE TABLE alembic_version (version_num text)", "CREATE TABLE songs (id int)"],
+    ],
+)
+def test_a_database_of_something_else_is_left_alone(home: Path, made: list[str], raw: Raw) -> None:
+    for sql in made:
+        raw(sql)
+    for act in (lambda: Registry.open(home, create=True), lambda: Reader(home)):
+        with pytest.raises(RegistryError, match=r"has tables that are not lorareg's\. Name a database of its own"):
+            act()
+
+
+def test_a_schema_of_its_own_will_do(home: Path, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psycopg
+
+    url = os.environ["LORAREG_DATABASE"]
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("CREATE TABLE songs (id int)")
+        admin.execute("CREATE SCHEMA ours")
+    monkeypatch.setenv("LORAREG_DATABASE", f"{url}&options=-csearch_path%3Dours")
+    with Registry.open(home, create=True) as registry, Reader(home) as reader:
+        registry.ingest(read_folder(make_adapter()), name="task")
+        assert reader.adapter("task").version == 1
+
+
+def test_migrating_waits_for_its_turn_and_then_says_so(
+    home: Path, empty_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    monkeypatch.setattr(postgres_module, "LOCK_TIMEOUT_S", 0.1)
+    with psycopg.connect(empty_postgres, autocommit=True) as other:
+        other.execute(f"SELECT pg_advisory_lock({postgres_module.MIGRATING_LOCK})")
+        with pytest.raises(RegistryError, match=r"lock timeout.*Another process has been writing"):
+            Registry.open(home, create=True)
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path, home: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RegistryError, match="it is not a folder"):
+        Registry.open(tmp_path / "file", create=True)
+
+
+def test_a_user_who_may_only_read(home: Path, empty_postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psycopg
+
+    Registry.open(home, create=True).close()
+    with psycopg.connect(empty_postgres, autocommit=True) as admin:
+        admin.execute("DROP ROLE IF EXISTS watcher")
+        admin.execute("CREATE ROLE watcher LOGIN")
+        admin.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO watcher")
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres.replace("postgres:@", "watcher@"))
+    with Registry.open(home, create=False) as registry:
+        assert registry.adapters() == []
+        with pytest.raises(RegistryRefusedError, match=r"permission denied.*Check what its user may do"):
+            registry.remember("base_model:tiny", "/models/tiny")
+
+
+def test_without_the_driver(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'psycopg'.*lorareg\[postgres\]"):
+        Reader(home)
 
 
 def test_an_empty_database_holds_no_registry(home: Path) -> None:
@@ -272,37 +409,6 @@ def test_bundles_go_both_ways(
     monkeypatch.setenv("LORAREG_DATABASE", url)
     assert run("import", tmp_path / "two.tar", "--home", home, "--json").exit_code == 0
     assert run("check", "--read-data", "--home", home).exit_code == 0
-
-
-def test_moving_there(tmp_path: Path, empty_postgres: str, make_adapter: MakeAdapter, run: Run) -> None:
-    home = tmp_path / "home"
-    os.environ.pop("LORAREG_DATABASE", None)
-    with Registry.open(home, create=True) as registry:
-        for seed in range(3):
-            registry.ingest(read_folder(make_adapter(f"a{seed}", seed=seed)), name=f"task-{seed}")
-        registry.tag(registry.adapter("task-1"), "stable")
-        before = registry.adapters()
-    moved = run("migrate", "--to", empty_postgres, "--home", home, "--json")
-    assert moved.data["database"] == "PostgreSQL"
-    again = run("migrate", "--to", empty_postgres, "--home", home)
-    assert again.exit_code == 20
-    assert "has rows already" in again.err
-    os.environ["LORAREG_DATABASE"] = empty_postgres
-    try:
-        with Registry.open(home, create=False) as registry:
-            assert registry.adapters() == before
-            assert registry.adapter("task-1@stable") == before[1]
-            assert not list(registry.check(read_data=True))
-            assert registry.ingest(read_folder(make_adapter("new", seed=9)), name="new").kind == "new"
-            assert delete_orphans(registry, timedelta(0)) == []
-            del os.environ["LORAREG_DATABASE"]  # as in some forgotten script
-            with Registry.open(home, create=False) as left:
-                for delete in (delete_orphans, sweep):
-                    with pytest.raises(RegistryError, match=r"were copied to PostgreSQL.*Set LORAREG_DATABASE"):
-                        delete(left, timedelta(0))
-            assert not list(registry.check(read_data=True))
-    finally:
-        os.environ.pop("LORAREG_DATABASE", None)
 
 
 def test_reading_imports_no_sqlalchemy(home: Path, make_adapter: MakeAdapter) -> None:

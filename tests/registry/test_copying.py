@@ -1,0 +1,191 @@
+"""Rows go from SQLite to PostgreSQL whole or not at all, and a folder never has two databases."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+
+from lorareg.registry import copying
+from lorareg.registry.backend import backend_at
+from lorareg.registry.errors import RegistryError
+from lorareg.registry.migrate import migrate
+from lorareg.registry.peft_format import read_folder
+from lorareg.registry.reader import Reader
+from lorareg.registry.sqlite import Sqlite
+from lorareg.registry.store import Registry
+from lorareg.registry.sweep import delete_orphans, sweep
+
+MakeAdapter = Callable[..., Path]
+Run = Callable[..., Any]
+Raw = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_postgres: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def there(tmp_path: Path, empty_postgres: str, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registry in SQLite with three adapters; LORAREG_DATABASE is not set."""
+    monkeypatch.delenv("LORAREG_DATABASE", raising=False)
+    with Registry.open(tmp_path / "there", create=True) as registry:
+        for seed in range(3):
+            registry.ingest(read_folder(make_adapter(f"a{seed}", seed=seed)), name=f"task-{seed}")
+        registry.tag(registry.adapter("task-1"), "stable")
+    return tmp_path / "there"
+
+
+def test_moving_there(
+    there: Path, empty_postgres: str, make_adapter: MakeAdapter, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Registry.open(there, create=False) as registry:
+        before = registry.adapters()
+    moved = run("migrate", "--to", empty_postgres, "--home", there, "--json")
+    assert (moved.exit_code, moved.data["database"]) == (0, "PostgreSQL")
+    assert Path(moved.data["rows_before"]).parent == there / "backups"
+    assert not list(there.glob("registry.sqlite*"))
+    for forgotten in (("list",), ("gc", "--apply"), ("migrate", "--to", empty_postgres)):
+        said = run(*forgotten, "--home", there)
+        assert said.exit_code == 20
+        assert "its rows are in PostgreSQL. Set LORAREG_DATABASE" in said.err
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    with Registry.open(there, create=False) as registry:
+        assert registry.adapters() == before
+        assert registry.adapter("task-1@stable") == before[1]
+        assert not list(registry.check(read_data=True))
+        assert registry.ingest(read_folder(make_adapter("new", seed=9)), name="new").kind == "new"
+        assert delete_orphans(registry, timedelta(0)) == []
+    assert "its rows are in PostgreSQL already" in run("migrate", "--to", empty_postgres, "--home", there).err
+
+
+def test_a_file_that_was_brought_back_deletes_nothing(
+    there: Path, empty_postgres: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = run("migrate", "--to", empty_postgres, "--home", there, "--json")
+    shutil.copy(moved.data["rows_before"], there / "registry.sqlite")
+    with Registry.open(there, create=False) as left:
+        for delete in (delete_orphans, sweep):
+            with pytest.raises(RegistryError, match=r"were copied to PostgreSQL.*Set LORAREG_DATABASE"):
+                delete(left, timedelta(0))
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    assert "its rows are in its registry.sqlite" in run("list", "--home", there).err
+
+
+@pytest.mark.parametrize("stopped_at", ["_fill", "copy_rows", "retire"])
+def test_a_move_that_was_stopped_goes_on(
+    there: Path, empty_postgres: str, run: Run, monkeypatch: pytest.MonkeyPatch, stopped_at: str
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with Registry.open(there, create=False) as registry, pytest.MonkeyPatch.context() as patch:
+        before = registry.adapters()
+        patch.setattr(Sqlite if stopped_at == "retire" else copying, stopped_at, stop)
+        assert run("migrate", "--to", empty_postgres, "--home", there).exit_code == 130
+        assert registry.adapters() == before  # its rows are still here, and are the ones that count
+    assert run("migrate", "--to", empty_postgres, "--home", there).exit_code == 0
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    with Reader(there) as reader:
+        assert reader.adapters() == before
+
+
+def test_what_was_written_since_a_move_was_stopped_is_not_lost(
+    there: Path, empty_postgres: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(backend: Sqlite) -> None:
+        raise backend.error(sqlite3.OperationalError("database is locked"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sqlite, "finished", busy)
+        assert "database is locked" in run("migrate", "--to", empty_postgres, "--home", there).err
+    with Registry.open(there, create=False) as registry:
+        registry.tag(registry.adapter("task-2"), "late")
+    again = run("migrate", "--to", empty_postgres, "--home", there)
+    assert again.exit_code == 20
+    assert "has other rows already (in 'cohort')" in again.err
+    with Registry.open(there, create=False) as registry:
+        assert registry.adapter("task-2@late").version == 1
+
+
+def test_what_comes_out_otherwise_than_it_went_in_is_not_kept(
+    there: Path, empty_postgres: str, run: Run, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(backend_at(empty_postgres, there))
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    body = "'BEGIN NEW.label := upper(NEW.label); RETURN NEW; END'"
+    raw(f"CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS {body}")
+    raw("CREATE TRIGGER shout BEFORE INSERT ON tag FOR EACH ROW EXECUTE FUNCTION shout()")
+    monkeypatch.delenv("LORAREG_DATABASE")
+    moved = run("migrate", "--to", empty_postgres, "--home", there)
+    assert moved.exit_code == 22
+    assert "of table 'tag' is damaged" in moved.err
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    assert raw("SELECT * FROM adapter") == []
+
+
+def test_rows_that_are_lost_on_the_way_are_missed(
+    there: Path, empty_postgres: str, run: Run, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(backend_at(empty_postgres, there))
+    monkeypatch.setenv("LORAREG_DATABASE", empty_postgres)
+    raw("CREATE RULE swallow AS ON INSERT TO tag DO INSTEAD NOTHING")
+    monkeypatch.delenv("LORAREG_DATABASE")
+    moved = run("migrate", "--to", empty_postgres, "--home", there)
+    assert moved.exit_code == 22
+    assert "The copy of table 'tag' is damaged" in moved.err
+
+
+def test_one_folder_has_one_database(
+    home: Path,
+    tmp_path: Path,
+    make_postgres: Callable[[], str],
+    make_adapter: MakeAdapter,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+) -> None:
+    """What one database does not name is not deleted because somebody named the other."""
+    url = os.environ["LORAREG_DATABASE"]
+    with Registry.open(home, create=True) as registry:
+        registry.ingest(read_folder(make_adapter()), name="task")
+    sweeping = ("gc", "--apply", "--grace-days", "0")
+    monkeypatch.setenv("LORAREG_DATABASE", make_postgres())
+    for words in (("ingest", make_adapter("b", seed=2)), sweeping):  # an empty database, by mistake
+        assert run(*words, "--home", home).exit_code == 20
+    Registry.open(tmp_path / "others", create=True).close()
+    for words in (("ingest", make_adapter("b", seed=2)), sweeping, ("check",)):  # another registry's
+        said = run(*words, "--home", home)
+        assert said.exit_code == 20
+        assert "its blobs are not those of the database that LORAREG_DATABASE names" in said.err
+    monkeypatch.delenv("LORAREG_DATABASE")
+    for words in (("ingest", make_adapter("b", seed=2)), sweeping):  # none, by mistake
+        said = run(*words, "--home", home)
+        assert said.exit_code == 20
+        assert "its rows are in PostgreSQL" in said.err
+    Registry.open(tmp_path / "sqlite", create=True).close()
+    monkeypatch.setenv("LORAREG_DATABASE", url)
+    assert "its rows are in its registry.sqlite" in run("list", "--home", tmp_path / "sqlite").err
+    with Registry.open(home, create=False) as registry:
+        assert list(registry.check(read_data=True)) == []
+
+
+def test_a_folder_from_a_copy_is_told_its_database(home: Path, make_adapter: MakeAdapter, run: Run) -> None:
+    with Registry.open(home, create=True) as registry:
+        registry.ingest(read_folder(make_adapter()), name="task")
+    number = (home / "registry.postgresql").read_text()
+    (home / "registry.postgresql").unlink()
+    said = run("check", "--home", home)
+    assert said.exit_code == 20
+    assert f"needs {number.strip()} in its file registry.postgresql" in said.err
+    (home / "registry.postgresql").write_text(number)
+    assert run("check", "--home", home).exit_code == 0
