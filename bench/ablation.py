@@ -29,7 +29,7 @@ from lorareg.compress.codec.container import NO_GENERATOR, Code, pack_code
 from lorareg.compress.codec.encode import Draft, Original, StepSearch
 from lorareg.compress.codec.residual import STRENGTH, Quantised
 from lorareg.compress.contracts.distill import DistillConfig, Distiller
-from lorareg.compress.planning.plan import EMPTY, draft_of, latent_of
+from lorareg.compress.planning.coordinates import EMPTY, draft_of, latent_of
 from lorareg.registry.types import sha256_hex
 
 PLANNED_ERROR = 0.4

@@ -31,7 +31,8 @@ from lorareg.compress.generators.generator import Generator, Int8, predict
 from lorareg.compress.generators.group import Group
 from lorareg.compress.generators.prior import prior_latent
 from lorareg.compress.generators.train import PRESETS, train_generator
-from lorareg.compress.planning.plan import EMPTY, Members, Plan, Planner
+from lorareg.compress.planning.coordinates import EMPTY
+from lorareg.compress.planning.plan import Members, Plan, Planner
 from lorareg.compress.progress import Silent
 from lorareg.compress.tasks.task_vectors import HiddenStateEncoder
 from lorareg.registry.peft_format import read_folder

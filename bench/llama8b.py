@@ -45,7 +45,8 @@ from lorareg.compress.generators.generator import DECODERS, MAX_WEIGHTS, Generat
 from lorareg.compress.generators.group import Group
 from lorareg.compress.integers.tensors import quantise_tensor
 from lorareg.compress.planning.choose import GeneratorChoice
-from lorareg.compress.planning.plan import EMPTY, Members, Plan, Planner, Train, draft_of
+from lorareg.compress.planning.coordinates import EMPTY, draft_of
+from lorareg.compress.planning.plan import Members, Plan, Planner, Train
 from lorareg.compress.progress import Silent
 from lorareg.registry.types import Layout, sha256_hex
 

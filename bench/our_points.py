@@ -23,7 +23,7 @@ from lorareg.compress.codec.encode import Draft, Original, encode
 from lorareg.compress.contracts.judge import Judge
 from lorareg.compress.factors.weights import Factors, read_weights
 from lorareg.compress.generators.generator import Int8
-from lorareg.compress.planning.plan import EMPTY, draft_of, latent_of
+from lorareg.compress.planning.coordinates import EMPTY, draft_of, latent_of
 from lorareg.compress.progress import Reporter
 from lorareg.registry.types import Layout, sha256_hex
 

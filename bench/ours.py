@@ -20,7 +20,8 @@ from lorareg.compress.generators import conv1d_decoder
 from lorareg.compress.generators.generator import LATENT_EXPONENT, Int8
 from lorareg.compress.generators.group import Group
 from lorareg.compress.generators.train import PRESETS, Trained, train_generator
-from lorareg.compress.planning.plan import Members, Plan, Planner, draft_of
+from lorareg.compress.planning.coordinates import draft_of
+from lorareg.compress.planning.plan import Members, Plan, Planner
 from lorareg.compress.progress import Reporter
 from lorareg.registry.types import Layout, sha256_hex
 

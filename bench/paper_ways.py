@@ -22,7 +22,8 @@ from lorareg.compress.codec.encode import Original, encode
 from lorareg.compress.factors.weights import Factors, read_weights, write_weights
 from lorareg.compress.generators.generator import Int8
 from lorareg.compress.generators.grid import factor_rows
-from lorareg.compress.planning.plan import Plan, draft_of
+from lorareg.compress.planning.coordinates import draft_of
+from lorareg.compress.planning.plan import Plan
 from lorareg.compress.progress import Reporter
 
 if TYPE_CHECKING:

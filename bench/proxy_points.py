@@ -25,7 +25,7 @@ from lorareg.compress.codec.encode import Draft, Encoded, encode
 from lorareg.compress.contracts.judge import ROW_LENGTH
 from lorareg.compress.factors.fidelity import energy
 from lorareg.compress.factors.weights import Factors, read_weights
-from lorareg.compress.planning.plan import EMPTY, draft_of, latent_of
+from lorareg.compress.planning.coordinates import EMPTY, draft_of, latent_of
 from lorareg.compress.probe import PROBE_TEXTS
 from lorareg.registry.types import Layout
 

@@ -24,7 +24,7 @@ from results import Row, print_table, write_json
 
 from lorareg.compress.codec.codecs import LoadedGenerator, decode
 from lorareg.compress.codec.encode import Original, encode
-from lorareg.compress.planning.plan import EMPTY, draft_of, latent_of
+from lorareg.compress.planning.coordinates import EMPTY, draft_of, latent_of
 from lorareg.registry.reader import Reader
 from lorareg.registry.types import WEIGHTS_FILE, Adapter, Encoding, Layout
 

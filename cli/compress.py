@@ -156,6 +156,16 @@ def compress(
         int | None, typer.Option("--steps", show_default=False, help="Training steps; default: until it stops gaining.")
     ] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train anew even where a generator exists.")] = False,
+    nproc: Annotated[
+        int,
+        typer.Option(
+            "--nproc",
+            min=1,
+            help="Processes on this machine that share encoding and training; each holds its own base model, where one "
+            "is needed. Codes are the same bytes whatever their number. For several machines: `torchrun` or "
+            "`accelerate launch` with `-m lorareg.cli compress`.",
+        ),
+    ] = 1,
     home: Home = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -169,6 +179,11 @@ def compress(
     Raises:
         StoppedError: on Ctrl-C; training goes on from its last checkpoint.
     """
+    from lorareg.compress.crew.start import crew_of, is_worker, work_for_leader
+
+    if is_worker():
+        work_for_leader(home)
+        return
     from lorareg.compress.contracts.contract import CompressOptions, Contract
     from lorareg.compress.pipeline import compress as run_compress
     from lorareg.registry.store import Registry
@@ -181,8 +196,12 @@ def compress(
     most_bytes = None if generator_budget is None else parse_size("--generator-budget", generator_budget)
     options = CompressOptions(contract, str(arch), base_model, seed, steps, retrain, masked, most_bytes)
     try:
-        with Registry.open(home, create=False) as registry, progress(output) as reporter:
-            summaries = run_compress(registry, cohorts or (), options, reporter)
+        with (
+            Registry.open(home, create=False) as registry,
+            progress(output) as reporter,
+            crew_of(nproc, registry.home, reporter) as crew,
+        ):
+            summaries = run_compress(registry, cohorts or (), options, reporter, crew)
     except KeyboardInterrupt as error:
         raise StoppedError(
             message="Stopped. Codes made so far are recorded, and training goes on from its last checkpoint if it had "

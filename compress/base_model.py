@@ -46,6 +46,7 @@ class BaseModel:
             MissingExtraError: torch or transformers is not installed.
             BaseModelError: there is no model at `path`, or it does not load.
         """
+        self.path = path
         self.tokenizer, self.model, self.digest = load_pretrained(path, "AutoModelForCausalLM")
         self._weights: Weights = {}
         self._hooked: set[str] = set()

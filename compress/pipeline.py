@@ -6,7 +6,8 @@
                                                                                   |
     rows <-- blobs <-- decoded again from the store, digest compared <-----------+
 
-Each adapter is recorded on its own as soon as it has been verified, so stopping loses at most one.
+Each adapter is recorded on its own as soon as it has been verified, so stopping loses those in work alone. Encoding
+and training are a crew's (see `crew`): this process, or several of which this one records.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from lorareg.compress.codec.codecs import LoadedGenerator
-from lorareg.compress.codec.encode import Draft
 from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
-from lorareg.compress.contracts.gate import Candidate, Encoder
 from lorareg.compress.contracts.judge import Judge, Judges
 from lorareg.compress.contracts.source import Source, refusal, source_of
+from lorareg.compress.crew.jobs import Workplace
+from lorareg.compress.crew.solo import CodingTeam, Crew, Solo
 from lorareg.compress.factors.canonical import group_by_init
 from lorareg.compress.generators.generator import Int8
 from lorareg.compress.generators.group import Group
-from lorareg.compress.planning.choose import NONE, GeneratorChoice, train_module, trains_network
-from lorareg.compress.planning.coordinates import Turned, covers
-from lorareg.compress.planning.plan import EMPTY, Members, Plan, draft_of, latent_of
+from lorareg.compress.planning.choose import NONE, GeneratorChoice, trains_network
+from lorareg.compress.planning.coordinates import EMPTY, Turned, covers, latent_of
+from lorareg.compress.planning.plan import Members, Plan
+from lorareg.compress.planning.team import train_module
 from lorareg.compress.progress import Reporter
-from lorareg.compress.recording import record_code
+from lorareg.compress.recording import Drawn, Recorder
 from lorareg.compress.tasks.describe import TaskVectors
 from lorareg.registry.errors import IntegrityError, NothingToDoError
 from lorareg.registry.store import Registry
@@ -45,9 +47,7 @@ from lorareg.registry.types import (
 from lorareg.registry.types import Generator as GeneratorRecord
 
 FIT_STEPS = 120
-CLOSE_TO_BUDGET = 0.9
-"""Codes that take less than this share of a budget, or exceed it by as much, are worth a message."""
-ALONE = Plan(loaded=None, file=b"", latents=[], estimated_bytes=0.0, step=None)
+ALONE = Plan(loaded=None, file=b"", latents=[], estimated_bytes=0.0, steps={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,15 @@ class CohortSummary:
 
 
 def compress(
-    registry: Registry, cohorts: Sequence[str], options: CompressOptions, reporter: Reporter
+    registry: Registry,
+    cohorts: Sequence[str],
+    options: CompressOptions,
+    reporter: Reporter,
+    crew: Crew | None = None,
 ) -> list[CohortSummary]:
     """Encode every adapter of the cohorts (all of them by default) within the tolerance.
+
+    `crew` encodes and trains, without one this process.
 
     Raises:
         UnknownCohortError: one of `cohorts` does not exist.
@@ -83,6 +89,7 @@ def compress(
         BaseModelError: the base model does not load, or a generator needs one and none was given.
         MissingExtraError: training is needed and torch is not installed.
         IntegrityError: stored bytes are damaged.
+        LostRankError: a process of the crew ended before its time.
     """
     chosen = [registry.cohort(name) for name in cohorts] or registry.cohorts()
     if not any(registry.adapters(cohort_id=cohort.id) for cohort in chosen):
@@ -92,7 +99,7 @@ def compress(
     for cohort in chosen:
         asks_model = options.needs_model and Layout.from_json(cohort.layout).is_linear
         judge = judges.of(cohort.base_model, options.model_option) if asks_model else None
-        summaries.append(_CohortRun(registry, cohort, options, judge, reporter).run())
+        summaries.append(_CohortRun(registry, cohort, options, judge, reporter, crew or Solo(reporter)).run())
     return summaries
 
 
@@ -100,9 +107,15 @@ class _CohortRun:
     """One cohort's way through `compress`."""
 
     def __init__(
-        self, registry: Registry, cohort: Cohort, options: CompressOptions, judge: Judge | None, reporter: Reporter
+        self,
+        registry: Registry,
+        cohort: Cohort,
+        options: CompressOptions,
+        judge: Judge | None,
+        reporter: Reporter,
+        crew: Crew,
     ) -> None:
-        self.registry, self.cohort, self.options = registry, cohort, options
+        self.registry, self.cohort, self.options, self.crew = registry, cohort, options, crew
         self.contract, self.judge, self.reporter = options.contract, judge, reporter
         self.layout = Layout.from_json(cohort.layout)
         if not self.layout.slots:
@@ -226,11 +239,8 @@ class _CohortRun:
             left = [task for task in left if task.adapter.id not in known]
             if covered:
                 conditions, latents = self._fit(loaded, covered)
-                drafts = [
-                    draft_of(loaded, task.original, latent, condition)
-                    for task, latent, condition in zip(covered, latents, conditions, strict=True)
-                ]
-                users = self._encode_all(covered, drafts, record, None, self._owed(record, known))
+                drawn = Drawn(record, loaded, data, latents, conditions)
+                users = self._record(covered, self._team(covered), drawn, None, self._owed(record, known))
                 self.messages.append(f"{users} of {len(covered)} encoded against generator {_label(record)}")
         return left
 
@@ -264,31 +274,36 @@ class _CohortRun:
     def _encode_group(self, tasks: Sequence[Source]) -> None:
         """Choose a generator, store it if there is one, encode."""
         alone = self.options.arch == NONE or self.tolerance == 0 or len(tasks) < 2
-        conditions, plan, choice = [EMPTY] * len(tasks), ALONE, None
+        conditions, plan, choice, team = [EMPTY] * len(tasks), ALONE, None, self._team(tasks)
         if len(tasks) < 2 and self.layout.slots:
             self.messages.append(f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter")
         if not alone:
             if trains_network(self.options.arch, len(tasks)) or self.options.base_model is None:
                 conditions = self.vectors.make([task.adapter for task in tasks])
-            choice = self._choice(tasks, conditions)
+            choice = self._choice(tasks, conditions, team)
             plan, self.tolerance = choice.best(), choice.tolerance
             self.messages.append(choice.message)
         if plan.loaded is None:
-            self._encode_all(tasks, [None] * len(tasks), None, plan.step)
+            self._record(tasks, team, None, plan.step)
         else:
-            self._encode_with_new(tasks, plan, conditions)
+            self._encode_with_new(tasks, team, plan, conditions)
         if choice is not None:
             choice.forget_checkpoints()
 
-    def _choice(self, tasks: Sequence[Source], conditions: Sequence[Int8]) -> GeneratorChoice:
+    def _team(self, tasks: Sequence[Source]) -> CodingTeam:
+        return self.crew.team(self.layout, tasks, Workplace(self.registry, self.contract, self.judge))
+
+    def _choice(self, tasks: Sequence[Source], conditions: Sequence[Int8], team: CodingTeam) -> GeneratorChoice:
         encoder = self.vectors.encoder.name if conditions[0].size else ""
         originals = [task.original for task in tasks]
         scratch = self.registry.blobs.tmp
         members = Members(self.layout, originals, conditions, encoder, self.tolerance, scratch)
         digests = [task.adapter.digest for task in tasks]
-        return GeneratorChoice(members, digests, self.options, self.registry.home / "checkpoints", self.reporter)
+        return GeneratorChoice(members, digests, self.options, self.registry.home / "checkpoints", self.reporter, team)
 
-    def _encode_with_new(self, tasks: Sequence[Source], plan: Plan, conditions: Sequence[Int8]) -> None:
+    def _encode_with_new(
+        self, tasks: Sequence[Source], team: CodingTeam, plan: Plan, conditions: Sequence[Int8]
+    ) -> None:
         """Record the generator of a plan, read it back, and encode against that."""
         assert plan.loaded is not None
         generator = plan.loaded.generator
@@ -303,63 +318,26 @@ class _CohortRun:
                 metrics={k: v for k, v in plan.metrics.items() if isinstance(v, int | float)},
             )
         )
-        loaded = LoadedGenerator.from_bytes(self.registry.blobs.get(record.sha256), record.sha256, self.layout)
-        drafts = [
-            draft_of(loaded, task.original, latent, condition)
-            for task, latent, condition in zip(tasks, plan.latents, conditions, strict=True)
-        ]
-        users = self._encode_all(tasks, drafts, record, plan.step, len(plan.file))
+        file = self.registry.blobs.get(record.sha256)
+        loaded = LoadedGenerator.from_bytes(file, record.sha256, self.layout)
+        drawn = Drawn(record, loaded, file, plan.latents, conditions)
+        users = self._record(tasks, team, drawn, plan.step, len(plan.file))
         if not users:
             self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
 
-    # -- encoding and recording -----------------------------------------------------------------
-
-    def _encode_all(
+    def _record(
         self,
         tasks: Sequence[Source],
-        drafts: Sequence[Draft | None],
-        record: GeneratorRecord | None,
+        team: CodingTeam,
+        drawn: Drawn | None,
         step: float | None,
         generator_bytes: float = 0.0,
     ) -> int:
-        """Encode and record each; gives the number of codes that use the generator.
-
-        `generator_bytes` are taken from the budget, where there is one.
-        """
-        users, spent = 0, 0
-        encoder = Encoder(self.contract, self.tolerance, self.judge, step)
-        candidates = [Candidate(t.adapter, t.original, d, t.carried) for t, d in zip(tasks, drafts, strict=True)]
-        budget = None
-        if self.contract.budget is not None:
-            budget = self.contract.budget * sum(len(t.original.data) for t in tasks) - generator_bytes
-        self.reporter.start(f"encoding {self.cohort.name}", len(tasks))
-        for task, kept in zip(tasks, encoder.encode_all(candidates, budget), strict=True):
-            if task.present is not None and len(kept.encoded.code) >= task.present.size_bytes:
-                self.messages.append(f"{task.adapter.ref} stays as it is: another code would not be smaller")
-                self.reporter.advance(1)
-                continue
-            record_code(self.registry, task, kept, record.id if record and kept.encoded.uses_generator else None)
-            users += kept.encoded.uses_generator
-            spent += len(kept.encoded.code)
-            share = 100 * len(kept.encoded.code) / len(task.original.data)
-            self.reporter.advance(1, percent=share, error=kept.encoded.fidelity.relative_error)
-        self.reporter.finish()
-        if budget is not None:
-            self._judge_budget(spent, max(budget, 0.0), generator_bytes)
+        """Encode and record each; gives the number of codes that use the generator."""
+        recorder = Recorder(self.registry, self.cohort, self.contract, self.tolerance, self.reporter)
+        users = recorder.record_all(tasks, team, drawn, step, generator_bytes)
+        self.messages += recorder.messages
         return users
-
-    def _judge_budget(self, spent: int, budget: float, generator_bytes: float) -> None:
-        """Say where a budget could not be met, or not be used up."""
-        if spent > budget / CLOSE_TO_BUDGET:
-            self.messages.append(
-                f"the budget is out of reach: codes take {spent} bytes and the generator {generator_bytes:.0f}, "
-                f"and it leaves {budget:.0f} for codes; give more, or --arch none or mean"
-            )
-        elif spent < CLOSE_TO_BUDGET * budget:
-            self.messages.append(
-                f"the budget is not used up: codes take {spent} of {budget:.0f} bytes, and more would not bring the "
-                "error below 0.1%; --tolerance 0 keeps adapters as they are"
-            )
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
         encodings = self.registry.encodings(self.cohort.id)

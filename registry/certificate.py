@@ -81,12 +81,14 @@ class Subject:
 
     @property
     def seed(self) -> bytes:
-        """What projections are drawn from: 32 bytes that nobody knew before the code was finished.
+        """What projections are drawn from; a code made from an earlier one, its original gone, keeps that one's."""
+        return projection_seed(self.files[WEIGHTS_FILE].sha256, self.encoding.sha256, self.encoding.output_digest)
 
-        (A code made from an earlier one, the original being gone, keeps the projections and seed of that.)
-        """
-        digests = (self.files[WEIGHTS_FILE].sha256, self.encoding.sha256, self.encoding.output_digest)
-        return hashlib.sha256(SEED_PREFIX + "\n".join(digests).encode()).digest()
+
+def projection_seed(original_sha256: str, code_sha256: str, output_sha256: str) -> bytes:
+    """What projections are drawn from: 32 bytes that nobody knew before the code was finished."""
+    digests = (original_sha256, code_sha256, output_sha256)
+    return hashlib.sha256(SEED_PREFIX + "\n".join(digests).encode()).digest()
 
 
 def compose(subject: Subject, proof: Proof | Certificate) -> dict[str, Any]:

@@ -302,6 +302,14 @@ class ServeError(LoraregError):
 # -- the user changed their mind ----------------------------------------------------------------
 
 
+class LostRankError(LoraregError):
+    """Process {rank} of this run is lost: {reason}. What was recorded is safe, and training goes on from its last
+    checkpoint: run the same command again.
+    """
+
+    exit_code = 53
+
+
 class StoppedError(LoraregError):
     """{message}"""
 

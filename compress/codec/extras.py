@@ -46,6 +46,11 @@ class Extras:
     tensors: Mapping[str, bytes] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=lambda: PLAIN_METADATA)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing to keep."""
+        return not self.tensors and self.metadata == PLAIN_METADATA
+
 
 def read_extras(data: bytes, layout: Layout) -> Extras:
     """The extras of a weights file."""

@@ -1,4 +1,4 @@
-"""The gate: encoding adapters one after another so that each holds the contract.
+"""The gate: encoding an adapter so that it holds the contract.
 
 Whatever the contract is about, it only chooses the relative error that an adapter is encoded at: the
 coarsest at which the decoded code passes every level that was asked for. What none passes stays lossless.
@@ -7,27 +7,20 @@ coarsest at which the decoded code passes every level that was asked for. What n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lorareg.compress.codec.encode import Draft, Encoded, Original, Tuner, encode
 from lorareg.compress.contracts.contract import Contract
 from lorareg.compress.contracts.forecast import HOPELESS, strain_at_a_glance
-from lorareg.compress.contracts.rate import TOLERANCES, encode_to_hold, plan_budget
+from lorareg.compress.contracts.rate import TOLERANCES, encode_to_hold
 from lorareg.compress.contracts.source import room
 from lorareg.compress.factors.weights import Factors, read_weights
 from lorareg.registry.types import Adapter
 
 if TYPE_CHECKING:
     from lorareg.compress.contracts.judge import Case, Judge
-
-
-NEWS = 0.3
-"""How far the error at which a search begins moves to where the last one ended, in logarithms.
-
-Adapters differ: to begin right where the last one ended takes a tenth more measurements (`bench/searches.py`).
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,58 +34,48 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """What one adapter is encoded for, and where the searches begin."""
+
+    relative_error: float  # asked of it; where the contract is about behaviour, the first to try
+    step: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """An encoding that holds the contract, the tolerance to record, and what was measured besides."""
 
     encoded: Encoded
     tolerance: dict[str, float]
+    found: float | None  # the error that was asked of it at last; None where it stayed lossless for want of one
     measured: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class Encoder:
-    """Encodes adapters one after another; the search for the next begins nearer to where the last one ended."""
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Encodes adapters under one contract. What it gives depends on the adapter and the ask alone."""
 
     contract: Contract
-    relative_error: float  # asked of each adapter; where the contract is about behaviour, the first to try
     judge: Judge | None = None  # where the contract is about behaviour, or distilling was asked for
-    step: float | None = None
 
-    def encode_all(self, candidates: Sequence[Candidate], budget_bytes: float | None) -> Iterator[Kept]:
-        """One result a candidate, in order. `budget_bytes` is what their codes may take together."""
-        if budget_bytes is not None:
-            yield from self._within_budget(candidates, budget_bytes)
-            return
-        for candidate in candidates:
-            if self.contract.behaves:
-                yield self._behaving(candidate)
-            else:
-                yield self._close(candidate)
+    def encode(self, candidate: Candidate, ask: Ask) -> Kept:
+        """The cheapest code found that holds the contract."""
+        if self.contract.budget is not None:
+            encoded = self._encode(candidate, ask.relative_error, ask.step, self._tuner(candidate))
+            return Kept(encoded, self._recorded(encoded), ask.relative_error)
+        return self._behaving(candidate, ask) if self.contract.behaves else self._close(candidate, ask)
 
-    def _within_budget(self, candidates: Sequence[Candidate], budget_bytes: float) -> Iterator[Kept]:
-        budget = plan_budget(
-            [c.original for c in candidates],
-            [c.draft for c in candidates],
-            budget_bytes,
-            self.relative_error,
-            tuned=self.contract.distill,
-        )
-        for candidate in candidates:
-            tolerance = budget.next_tolerance()
-            encoded = self._encode(candidate, tolerance, self._tuner(candidate))
-            budget.spend(len(encoded.code), tolerance)
-            yield Kept(encoded, self._recorded(encoded))
-
-    def _close(self, candidate: Candidate) -> Kept:
+    def _close(self, candidate: Candidate, ask: Ask) -> Kept:
         """The cheapest code within the tolerance, what is carried already included."""
-        carried, tolerance = candidate.carried, {**self.contract.asked, "relative_error": self.relative_error}
-        encoded = self._encode(candidate, room(self.relative_error, carried), None)
+        carried, tolerance = candidate.carried, {**self.contract.asked, "relative_error": ask.relative_error}
+        encoded = self._encode(candidate, room(ask.relative_error, carried), ask.step, None)
         if not carried:
-            return Kept(encoded, tolerance)
+            return Kept(encoded, tolerance, ask.relative_error)
         bound = carried + encoded.fidelity.relative_error * (1 + carried)
-        return Kept(encoded, tolerance, {"relative_error": bound, "carried_error": carried, "exact": False})
+        measured = {"relative_error": bound, "carried_error": carried, "exact": False}
+        return Kept(encoded, tolerance, ask.relative_error, measured)
 
-    def _behaving(self, candidate: Candidate) -> Kept:
+    def _behaving(self, candidate: Candidate, ask: Ask) -> Kept:
         """The coarsest code found that holds every level of the contract, or the file itself."""
         assert self.judge is not None
         contract, original = self.contract, candidate.original
@@ -120,21 +103,27 @@ class Encoder:
             return used
 
         coarsest = TOLERANCES[1] if contract.tolerance is None else contract.tolerance
-        best = encode_to_hold(lambda t: self._encode(candidate, t, tuner), strain, self.relative_error, coarsest)
+        step = ask.step
+
+        def attempt(tolerance: float) -> Encoded:
+            nonlocal step
+            encoded = self._encode(candidate, tolerance, step, tuner)
+            step = encoded.step or step
+            return encoded
+
+        best = encode_to_hold(attempt, strain, ask.relative_error, coarsest)
         if best is None:
             return self._lossless(original, "no residual that was tried holds the contract")
         encoded, found = best
-        self.relative_error *= (found / self.relative_error) ** NEWS
-        return Kept(encoded, self._recorded(encoded), measured[id(encoded)])
+        return Kept(encoded, self._recorded(encoded), found, measured[id(encoded)])
 
-    def _encode(self, candidate: Candidate, tolerance: float, tuner: Tuner | None) -> Encoded:
+    def _encode(self, candidate: Candidate, tolerance: float, step: float | None, tuner: Tuner | None) -> Encoded:
         original, draft = candidate.original, candidate.draft
-        encoded = encode(original, draft, tolerance, self.step, tuner)
+        encoded = encode(original, draft, tolerance, step, tuner)
         if draft is not None and draft.loaded.generator.coordinates != "shared":
             # Only a shared initialisation makes it certain that a prediction helps.
-            alone = encode(original, None, tolerance, self.step, tuner)
+            alone = encode(original, None, tolerance, step, tuner)
             encoded = min(encoded, alone, key=lambda one: len(one.code))
-        self.step = encoded.step or self.step
         return encoded
 
     def _tuner(self, candidate: Candidate) -> Tuner | None:
@@ -150,7 +139,7 @@ class Encoder:
     def _lossless(self, original: Original, reason: str) -> Kept:
         """An adapter whose behaviour nothing but its own bytes keeps."""
         encoded = replace(encode(original, None, 0.0), reason=reason)
-        return Kept(encoded, self._recorded(encoded))
+        return Kept(encoded, self._recorded(encoded), None)
 
 
 Level = Callable[[Sequence[Factors]], tuple[float, dict[str, Any]]]

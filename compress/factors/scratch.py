@@ -1,7 +1,7 @@
 """Arrays that hold a whole cohort: in memory while they are small, else in one file without a name.
 
 Two thousand adapters of an 8B model are 27 GB in single precision. What is worked out for all of them
-(`plan.Planner.slots`, `train.blocks_of`) is written here one adapter at a time and read a part at a
+(`plan.Planner.slots`, `examples.blocks_of`) is written here one adapter at a time and read a part at a
 time, so that memory holds a part and the system pages the rest in and out. The file is unlinked as
 soon as it is made: nothing is left behind, whatever ends the process.
 """

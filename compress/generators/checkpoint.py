@@ -7,14 +7,13 @@ is recorded.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 
@@ -31,20 +30,26 @@ class Checkpoint:
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, entries in state.items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
-        tensors["order"] = order.get_state()
+        tensors |= {"order": order.get_state(), "step": torch.tensor(step)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, fresh, metadata={"step": json.dumps(step)})
+        save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, fresh)
         os.replace(fresh, self.path)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator) -> int:
-        """Restore the last state, if there is one that fits; returns how many steps it has done."""
-        if not self.path.exists():
+    def read(self) -> bytes:
+        """The file's content; nothing where there is none."""
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def restore(self, data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator) -> int:
+        """Restore the state in a checkpoint's content, if it fits; returns how many steps it has done."""
+        if not data:
             return 0
         try:
-            with safe_open(self.path, "pt") as file:
-                step = int(json.loads(file.metadata()["step"]))
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = load(data)
+            step = int(tensors.pop("step"))
             if not _fits(tensors, model):
                 return 0
             self._restore(tensors, model, optimizer, order)

@@ -21,6 +21,8 @@ class Adapters(Protocol):
 
     def __iter__(self) -> Iterator[Sequence[Factors]]: ...
 
+    def __getitem__(self, part: slice, /) -> Adapters: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

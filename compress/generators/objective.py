@@ -64,6 +64,11 @@ class ResidualBits:
         water = water_level(errors, widths, allowed)
         return ResidualBits(list(costs), widths, water, _bits(errors, widths, water))
 
+    def to(self, device: torch.device) -> ResidualBits:
+        """The same on another device."""
+        costs = [cost.to(device) for cost in self.costs]
+        return ResidualBits(costs, self.widths.to(device), self.water.to(device), self.null.to(device))
+
     def __call__(self, drawn: Sequence[Tensor], blocks: Sequence[Tensor], part: Tensor | slice) -> Tensor:
         """Bits of adapters `part`, (m,), as a share of the null model's."""
         errors = _errors((d - b for d, b in zip(drawn, blocks, strict=True)), self.costs, part)
@@ -73,6 +78,10 @@ class ResidualBits:
 @dataclass(frozen=True, slots=True)
 class MeanSquare:
     """The paper's loss: mean squared error over the flattened adapter."""
+
+    def to(self, device: torch.device) -> MeanSquare:
+        """It holds nothing."""
+        return self
 
     def __call__(self, drawn: Sequence[Tensor], blocks: Sequence[Tensor], part: Tensor | slice) -> Tensor:
         return (drawn[0] - blocks[0]).square().mean(dim=1)

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from lorareg.compress.contracts.contract import CompressOptions
-from lorareg.compress.contracts.rate import tolerance_for
+from lorareg.compress.contracts.rate import size_slope, tolerance_for
 from lorareg.compress.generators import conv1d_decoder, linear_decoder, mean_decoder, slots_decoder
 from lorareg.compress.generators.generator import DECODERS, MAX_WEIGHTS
 from lorareg.compress.generators.group import Group
-from lorareg.compress.planning.plan import Members, Plan, Planner, Trained
+from lorareg.compress.planning.plan import Members, Plan, Planner
+from lorareg.compress.planning.team import Alone, Team, Trained, train_module
 from lorareg.compress.progress import Reporter
-from lorareg.registry.errors import ContractError, MissingExtraError
+from lorareg.registry.errors import ContractError
 from lorareg.registry.report import ALONE_BYTES
 from lorareg.registry.types import canonical_json, sha256_hex
 
@@ -36,9 +37,9 @@ NETWORK_WORTH_TRYING = 100
 WIDEST = 256
 """Of the networks that are tried. Each is twice as wide as the last, in `hidden` and `inner`."""
 
-ROUGH_ROUNDS = 2
-CLOSE_PLAN = 0.1
-"""A budget is planned for anew where the tolerance it needs is farther off than this."""
+ROUGH_ROUNDS, MOST_REPLANS = 2, 3
+CLOSE_PLAN = 0.17
+"""A budget is planned for anew where a plan misses it by a larger share of its bytes than this."""
 
 
 def trains_network(arch: str, count: int) -> bool:
@@ -52,10 +53,20 @@ class GeneratorChoice:
     """The choice for one group of adapters that share what they can."""
 
     def __init__(
-        self, members: Members, digests: Sequence[str], options: CompressOptions, checkpoints: Path, reporter: Reporter
+        self,
+        members: Members,
+        digests: Sequence[str],
+        options: CompressOptions,
+        checkpoints: Path,
+        reporter: Reporter,
+        team: Team | None = None,
     ) -> None:
-        """`digests` are the members' own; a training run that was stopped goes on from a file in `checkpoints`."""
+        """`digests` are the members' own; a training run that was stopped goes on from a file in `checkpoints`.
+
+        `team` encodes and trains, without one this process.
+        """
         self.members, self.digests, self.options = members, digests, options
+        self.team = team or Alone(members.layout, members.originals, reporter)
         self.checkpoints, self.reporter = checkpoints, reporter
         self.most_bytes = math.inf if options.generator_budget is None else options.generator_budget
         self.made: set[Path] = set()  # checkpoints of the runs this choice has made
@@ -71,11 +82,14 @@ class GeneratorChoice:
         arch, count = self.options.arch, len(self.members.originals)
         trials = TYPICAL_TRIALS if self.options.contract.budget is None else BUDGET_TRIALS
         self.reporter.start("measuring what a generator would save", trials)
-        planner = self._near_budget(Planner(self.members, self.reporter, self.most_bytes))
-        plans = self._tables(planner)
-        aim = self._aim(min(plan.estimated_bytes for plan in plans.values()))
-        if aim != self.tolerance:
-            self.tolerance, planner = aim, planner.at(aim)
+        planner = self._near_budget(Planner(self.members, self.reporter, self.most_bytes, self.team))
+        plans, last = self._tables(planner), None
+        for _ in range(MOST_REPLANS):
+            found = (self.tolerance, min(plan.estimated_bytes for plan in plans.values()))
+            aim = self._aim(found[1], size_slope(last, found))
+            if aim == self.tolerance:
+                break
+            last, self.tolerance, planner = found, aim, planner.at(aim)
             plans = self._tables(planner)
         self.reporter.finish()
         if trains_network(arch, count) and (arch != "auto" or _pays(plans)):
@@ -97,21 +111,24 @@ class GeneratorChoice:
     def _near_budget(self, planner: Planner) -> Planner:
         """The planner at a tolerance near what a budget needs, found with two trials a round."""
         if self.options.contract.budget is not None:
+            last = None
             for _ in range(ROUGH_ROUNDS):
-                aim = self._aim(planner.rough().estimated_bytes)
+                found = (self.tolerance, planner.rough().estimated_bytes)
+                aim = self._aim(found[1], size_slope(last, found))
                 if aim == self.tolerance:
                     break
-                self.tolerance, planner = aim, planner.at(aim)
+                last, self.tolerance, planner = found, aim, planner.at(aim)
         return planner
 
-    def _aim(self, estimated_bytes: float) -> float:
+    def _aim(self, estimated_bytes: float, slope: float) -> float:
         """The tolerance that should bring a plan to the budget; the present one where it is near, or there is none."""
         share = self.options.contract.budget
         if share is None:
             return self.tolerance
         wanted = share * sum(len(original.data) for original in self.members.originals)
-        aim = tolerance_for(self.tolerance, estimated_bytes, wanted)
-        return aim if abs(aim / self.tolerance - 1) > CLOSE_PLAN else self.tolerance
+        if abs(estimated_bytes / wanted - 1) <= CLOSE_PLAN:
+            return self.tolerance
+        return tolerance_for(self.tolerance, estimated_bytes, wanted, slope)
 
     def _tables(self, planner: Planner) -> dict[str, Plan]:
         """What can be compared without training: always the simplest, then more tables where one pays already."""
@@ -199,14 +216,13 @@ class GeneratorChoice:
         return replace(train_module().PRESETS[arch], **asked)
 
     def _train(self, sizes: Mapping[str, int], arch: str, group: Group) -> Trained:
-        train, config = train_module(), self._config(arch, sizes)
+        config = self._config(arch, sizes)
         # Named by everything that decides the result, so that a run that differs in anything starts anew.
         key = [list(self.digests), group.encoder, group.tolerance, asdict(config)]
         name = sha256_hex(canonical_json(key).encode())[:32]
         path = self.checkpoints / f"{name}.safetensors"
         self.made.add(path)
-        trained: Trained = train.train_generator(group, config, train.Checkpoint(path), self.reporter)
-        return trained
+        return self.team.train(group, config, path)
 
     def _comparison(self, plans: Mapping[str, Plan], best: str) -> str:
         """What was compared, in the user's words; with a limit, how large each generator's file is."""
@@ -222,19 +238,6 @@ class GeneratorChoice:
             f"estimated for {len(self.members.originals)} adapters in all{limit}: {figures}; stored with "
             f"{names.get(best, best)}" + (", as no generator is small enough" if len(plans) == 1 else "")
         )
-
-
-def train_module() -> Any:
-    """The training room, which needs torch.
-
-    Raises:
-        MissingExtraError: torch is not installed.
-    """
-    try:
-        from lorareg.compress.generators import train
-    except ImportError as error:
-        raise MissingExtraError(feature="Training a generator", package=error.name or "torch", extra="train") from error
-    return train
 
 
 def _arch(plan: Plan) -> str:

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorareg.compress.codec.encode import Original
+from lorareg.compress.codec.codecs import LoadedGenerator
+from lorareg.compress.codec.encode import Draft, Original
 from lorareg.compress.factors.canonical import Coordinates, aligned, balanced, group_by_init
 from lorareg.compress.factors.weights import Factors
-from lorareg.compress.generators.generator import Generator
+from lorareg.compress.generators.generator import Generator, Int8
+from lorareg.compress.generators.linear_basis import fit_latent
+
+EMPTY = np.zeros(0, np.int8)
 
 
 def coordinates_of(originals: Sequence[Original]) -> Coordinates:
@@ -29,6 +33,20 @@ def in_coordinates(factors: Sequence[Factors], generator: Generator) -> list[Fac
     return [aligned(f, anchor) for f, anchor in zip(factors, anchors, strict=True)]
 
 
+def latent_of(generator: Generator, factors: Sequence[Factors]) -> Int8:
+    """The latent of an adapter against a generator of tables, which needs no gradient."""
+    if generator.latent_size == 0:
+        return EMPTY
+    return fit_latent(generator, in_coordinates(factors, generator))
+
+
+def draft_of(loaded: LoadedGenerator, original: Original, latent: Int8, condition: Int8) -> Draft:
+    """What a generator contributes to one adapter."""
+    generator = loaded.generator
+    used = condition if generator.condition_size else EMPTY
+    return Draft(loaded, latent, used, lambda: in_coordinates(original.factors, generator))
+
+
 @dataclass(frozen=True, slots=True)
 class Turned:
     """Adapters in a generator's coordinates. Each is read when its turn comes, so that they take no memory."""
@@ -38,6 +56,9 @@ class Turned:
 
     def __len__(self) -> int:
         return len(self.originals)
+
+    def __getitem__(self, part: slice) -> Turned:
+        return Turned(self.originals[part], self.generator)
 
     def __iter__(self) -> Iterator[list[Factors]]:
         return (in_coordinates(original.factors, self.generator) for original in self.originals)

@@ -9,17 +9,18 @@ tables are made coarser until they keep it.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lorareg.compress.codec.codecs import LoadedGenerator
-from lorareg.compress.codec.encode import Draft, Original, encode
+from lorareg.compress.codec.encode import Original
 from lorareg.compress.factors.canonical import Coordinates, balanced, shared_frames, turned
 from lorareg.compress.factors.scratch import Float32, parts_of, scratch_arrays
 from lorareg.compress.factors.weights import Factors, Float64
@@ -30,16 +31,16 @@ from lorareg.compress.generators.group import Group
 from lorareg.compress.generators.linear_basis import find_basis, find_components, fit_latent
 from lorareg.compress.integers.fixed_point import ACTIVATION_EXPONENT
 from lorareg.compress.integers.tensors import IntTensor, round_tensor
-from lorareg.compress.planning.coordinates import Turned, coordinates_of, in_coordinates
+from lorareg.compress.planning.coordinates import EMPTY, Turned, coordinates_of
+from lorareg.compress.planning.team import Alone, Team, Trained, Trial, load_file
 from lorareg.compress.progress import Reporter
-from lorareg.registry.types import Layout, sha256_hex
+from lorareg.registry.types import Layout
 
 FEWEST_SAMPLES, MOST_SAMPLES = 3, 8
 ADAPTERS_A_SAMPLE = 16
 """Adapters that are encoded in every trial: one of so many, within those limits."""
 MAX_LINEAR = 64
 """Most basis tables that are tried."""
-EMPTY = np.zeros(0, np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,13 @@ class Plan:
     file: bytes
     latents: Sequence[Int8]
     estimated_bytes: float  # generator and all codes
-    step: float | None  # that served the samples: where to begin with the others
+    steps: Mapping[int, float]  # that served the samples, where they were residuals
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> float | None:
+        """Where to begin with the others."""
+        return statistics.median(self.steps.values()) if self.steps else None
 
 
 class _Precision(NamedTuple):
@@ -83,25 +89,20 @@ _COARSEST = _Precision(9, 9)
 """In units of 512 every weight of an adapter is zero; and no other exponent takes fewer digits in a header."""
 
 
-class Trained(Protocol):
-    """What training gives (see `train.Trained`)."""
-
-    generator: Generator
-    latents: list[Int8]
-    metrics: dict[str, float]
-
-
 Train = Callable[[str, Group], Trained]
 
 
 class Planner:
     """Plans one group; keeps what its candidates share."""
 
-    def __init__(self, members: Members, reporter: Reporter, most_bytes: float = math.inf) -> None:
+    def __init__(
+        self, members: Members, reporter: Reporter, most_bytes: float = math.inf, team: Team | None = None
+    ) -> None:
         """Bring every member into the group's coordinates; in single precision, they take a cohort's own bytes.
 
-        `most_bytes` is the largest file a generator may have.
+        `most_bytes` is the largest file a generator may have; `team` makes the trials, without one this process.
         """
+        self.team = team or Alone(members.layout, members.originals, reporter)
         self.members, self.reporter, self.layout = members, reporter, members.layout
         self.most_bytes = most_bytes
         self.coordinates = coordinates_of(members.originals)
@@ -134,7 +135,7 @@ class Planner:
 
     def without_generator(self) -> Plan:
         """The residual codec alone."""
-        return self._measured(self._plan(b"", [], None))
+        return self._measured(self._plan(b"", [], {}))
 
     def rough(self) -> Plan:
         """The better of no generator and a mean table of likely precision: two trials."""
@@ -148,10 +149,10 @@ class Planner:
 
     def _first_mean(self, hint: Plan) -> Plan | None:
         """The mean table about as precise as the residual's steps."""
-        start = math.log2(hint.step) if hint.step else -8.0
+        start = math.log2(hint.step) if hint.step is not None else -8.0
         a_norm, b_norm = self._partner_norms()
         first = _Precision(round(start - math.log2(b_norm)), round(start - math.log2(a_norm)))
-        return self._trial(first, 0, hint.step)
+        return self._trial(first, 0, hint.steps)
 
     def linear(self, mean: Plan) -> Plan | None:
         """The mean table and as many more as make the total smallest; None where not one more may be had.
@@ -166,7 +167,7 @@ class Planner:
         precision = self._basis_precision(mean.metrics["precision"])
         while size <= most:
             tried.add((precision, size))
-            candidate = self._trial(precision, size, mean.step)
+            candidate = self._trial(precision, size, mean.steps)
             if candidate is None:
                 break
             if best is None or candidate.estimated_bytes < best.estimated_bytes:
@@ -213,7 +214,7 @@ class Planner:
         if (precision, size) in tried:
             return best
         tried.add((precision, size))
-        candidate = self._trial(precision, size, best.step)
+        candidate = self._trial(precision, size, best.steps)
         return candidate if candidate is not None and candidate.estimated_bytes < best.estimated_bytes else best
 
     def _basis_precision(self, of_mean: _Precision) -> _Precision:
@@ -246,9 +247,9 @@ class Planner:
         )
         result = train(arch, group)
         file = pack_generator(result.generator, self.layout)
-        return self._plan(file, result.latents, mean.step, result.metrics)
+        return self._plan(file, result.latents, mean.steps, result.metrics)
 
-    def _trial(self, precision: _Precision, size: int, step: float | None) -> Plan | None:
+    def _trial(self, precision: _Precision, size: int, steps: Mapping[int, float]) -> Plan | None:
         """The mean table and `size` basis tables, rounded to powers of two for a and for b.
 
         Coarser ones than asked where the file would be too large; None where it is with nothing but zeros in them.
@@ -262,7 +263,7 @@ class Planner:
             generator = self._rounded(precision, size)
         # Fitted to the tables as rounded, not as found; those of the others once the choice is made.
         sampled = {i: fit_latent(generator, self._member(i)) if size else EMPTY for i in self.samples}
-        plan = self._measured(self._plan(file, sampled, step, {"precision": precision, "linear": size}))
+        plan = self._measured(self._plan(file, sampled, steps, {"precision": precision, "linear": size}))
         return replace(plan, latents=[EMPTY] * len(self.members.originals))
 
     def smallest_bytes(self, size: int = 0) -> int:
@@ -330,39 +331,24 @@ class Planner:
         self,
         file: bytes,
         latents: Sequence[Int8] | Mapping[int, Int8],
-        step: float | None,
+        steps: Mapping[int, float],
         metrics: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Encode the samples with a generator file (or none, where it is empty) and extrapolate.
 
-        Latents are kept where there is one an adapter; the samples' alone are not.
+        `steps` are where the searches begin. Latents are kept where there is one an adapter; the samples' alone are
+        not.
         """
         members = self.members
-        loaded = LoadedGenerator.from_bytes(file, sha256_hex(file), self.layout) if file else None
-        sizes = []
-        for index in self.samples:
-            original = members.originals[index]
-            draft = draft_of(loaded, original, latents[index], members.conditions[index]) if loaded else None
-            encoded = encode(original, draft, members.tolerance, step)
-            sizes.append(len(encoded.code))
-            step = encoded.step or step
-        total = len(file) + float(np.mean(sizes)) * len(members.originals)
+        trials = [
+            Trial(i, members.tolerance, steps.get(i), latents[i] if file else EMPTY, members.conditions[i])
+            for i in self.samples
+        ]
+        sizes = self.team.sizes(file, trials)
+        total = len(file) + float(np.mean([size.code_bytes for size in sizes])) * len(members.originals)
         kept = [] if isinstance(latents, Mapping) else latents
-        return Plan(loaded, file, kept, total, step, dict(metrics or {}))
-
-
-def latent_of(generator: Generator, factors: Sequence[Factors]) -> Int8:
-    """The latent of an adapter against a generator of tables, which needs no gradient."""
-    if generator.latent_size == 0:
-        return EMPTY
-    return fit_latent(generator, in_coordinates(factors, generator))
-
-
-def draft_of(loaded: LoadedGenerator, original: Original, latent: Int8, condition: Int8) -> Draft:
-    """What a generator contributes to one adapter."""
-    generator = loaded.generator
-    used = condition if generator.condition_size else EMPTY
-    return Draft(loaded, latent, used, lambda: in_coordinates(original.factors, generator))
+        found = {i: size.step for i, size in zip(self.samples, sizes, strict=True) if size.step is not None}
+        return Plan(load_file(file, self.layout), file, kept, total, found, dict(metrics or {}))
 
 
 def _table(

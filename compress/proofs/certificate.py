@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lorareg.compress.factors.fidelity import ModuleFidelity, energy, measure_modules, summarise
 from lorareg.compress.factors.weights import Factors, Float64
-from lorareg.registry.certificate import Proof, Subject
+from lorareg.registry.certificate import Proof
 from lorareg.registry.types import Layout
 
 COUNT = 1024
@@ -43,8 +43,11 @@ class Estimate:
     high: float
 
 
-def make_proof(subject: Subject, layout: Layout, original: Sequence[Factors], restored: Sequence[Factors]) -> Proof:
-    """Measure an encoding module by module, and keep the original's projections unless the output equals it."""
+def make_proof(layout: Layout, original: Sequence[Factors], restored: Sequence[Factors], seed: bytes | None) -> Proof:
+    """Measure an encoding module by module, and keep the original's projections, drawn from `seed`.
+
+    None where the output equals the original.
+    """
     modules = measure_modules(layout, original, restored)
     facts: dict[str, object] = {
         "lorareg": version("lorareg"),
@@ -52,8 +55,8 @@ def make_proof(subject: Subject, layout: Layout, original: Sequence[Factors], re
         "fidelity": summarise(modules),
     }
     projections = b""
-    if not subject.is_exact:
-        (projected,) = project(layout, [original], subject.seed)
+    if seed is not None:
+        (projected,) = project(layout, [original], seed)
         scale = float(np.abs(projected).max()) / _LARGEST or 1.0
         projections = np.rint(projected / scale).astype("<i2").tobytes()
         facts |= {"projection_scale": scale, "original_norm": norm(layout, original)}

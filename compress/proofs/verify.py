@@ -19,7 +19,7 @@ from lorareg.compress.factors.fidelity import ModuleFidelity, measure, measure_m
 from lorareg.compress.factors.weights import Factors, read_weights
 from lorareg.compress.materialize import restore_weights
 from lorareg.compress.proofs.certificate import carry, error_shares, estimate, make_proof, project
-from lorareg.registry.certificate import Proof, Subject, compose, is_stale
+from lorareg.registry.certificate import Proof, Subject, compose, is_stale, projection_seed
 from lorareg.registry.errors import LoraregError, NoCertificateError
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.prune import contract_failure
@@ -109,15 +109,17 @@ def verify(lookup: Lookup, adapter: Adapter, judge: Judge | None = None, levels:
     return _Verifying(lookup, adapter, encoding, output, verdict).run(judge, levels)
 
 
-def prove(lookup: Lookup, adapter: Adapter, encoding: Encoding, output: bytes, original: Sequence[Factors]) -> Proof:
-    """Measure an encoding's decoded output against the original, for a certificate."""
-    subject = Subject.of(lookup, adapter, encoding)
-    layout = Layout.from_json(subject.cohort.layout)
-    return make_proof(subject, layout, original, read_weights(output, layout))
+def prove(lookup: Lookup, adapter: Adapter, code_sha256: str, output: bytes, original: Sequence[Factors]) -> Proof:
+    """Measure what a code decodes to against the original, for a certificate."""
+    layout = Layout.from_json(lookup.cohort(adapter.cohort_id).layout)
+    weights = next(file.sha256 for file in lookup.files(adapter) if file.path == WEIGHTS_FILE)
+    digest = sha256_hex(output)
+    seed = None if digest == weights else projection_seed(weights, code_sha256, digest)
+    return make_proof(layout, original, read_weights(output, layout), seed)
 
 
 def prove_carried(
-    lookup: Lookup, adapter: Adapter, present: Encoding, encoding: Encoding, output: bytes, source: Sequence[Factors]
+    lookup: Lookup, adapter: Adapter, present: Encoding, output: bytes, source: Sequence[Factors]
 ) -> Proof:
     """The proof of a code made from what the code `present` decodes to (`source`), the original being gone.
 
@@ -151,7 +153,7 @@ def prove_again(lookup: Lookup, adapter: Adapter) -> tuple[Encoding, Proof]:
         )
     layout = Layout.from_json(lookup.cohort(adapter.cohort_id).layout)
     original = read_weights(lookup.read_file(adapter, WEIGHTS_FILE), layout)
-    return encoding, prove(lookup, adapter, encoding, restore_weights(lookup, adapter, encoding), original)
+    return encoding, prove(lookup, adapter, encoding.sha256, restore_weights(lookup, adapter, encoding), original)
 
 
 def certified_statement(lookup: Lookup, adapter: Adapter) -> dict[str, Any]:

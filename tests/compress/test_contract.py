@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from lorareg.compress.codec.encode import Draft, Original
+from lorareg.compress.codec.encode import Draft, Original, encode
 from lorareg.compress.codec.residual import CORE_UNIT, Quantised
 from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
+from lorareg.compress.contracts.course import LARGEST_WAVE, Course, Outcome
 from lorareg.compress.contracts.forecast import GAIN_LOST_BY_ERROR, GAIN_LOST_BY_KL, KL_BY_ERROR
-from lorareg.compress.contracts.gate import Candidate, Encoder, Kept
-from lorareg.compress.contracts.rate import TOLERANCES, USUAL_TOLERANCE
+from lorareg.compress.contracts.gate import Candidate, Gate, Kept
+from lorareg.compress.contracts.rate import TOLERANCES, USUAL_TOLERANCE, Budget, plan_budget
 from lorareg.compress.factors.weights import Factors
 from lorareg.registry.errors import ContractError
 
@@ -158,7 +159,23 @@ def candidates(make: ModuleType, count: int = 4, drafts: Sequence[Draft | None] 
 def encode_all(
     chosen: Sequence[Candidate], contract: Contract, judge: Any = None, budget_bytes: float | None = None
 ) -> list[Kept]:
-    return list(Encoder(contract, contract.planned_error, judge).encode_all(chosen, budget_bytes))
+    def sizes_at(indices: Sequence[int], tolerance: float) -> list[int]:
+        return [len(encode(chosen[i].original, chosen[i].draft, tolerance).code) for i in indices]
+
+    course = Course(contract, contract.planned_error)
+    if budget_bytes is not None:
+        course.budget = plan_budget(len(chosen), sizes_at, budget_bytes, contract.planned_error, tuned=contract.distill)
+    return follow(course, chosen, judge)
+
+
+def follow(course: Course, chosen: Sequence[Candidate], judge: Any) -> list[Kept]:
+    """Encode adapters in the waves of a course."""
+    kept: list[Kept] = []
+    for wave in course.waves(len(chosen)):
+        ask = course.ask()
+        kept += [Gate(course.contract, judge).encode(chosen[i], ask) for i in wave]
+        course.learn(ask, [Outcome(len(k.encoded.code), k.encoded.step, k.found) for k in kept[-len(wave) :]])
+    return kept
 
 
 def test_a_tolerance_is_recorded_as_it_was_asked(make: ModuleType) -> None:
@@ -197,16 +214,32 @@ def test_a_gain_is_held_and_recorded(wanted: float, distill: bool, make: ModuleT
 
 
 def test_searches_come_nearer_to_where_the_last_ones_ended(make: ModuleType) -> None:
-    encoder = Encoder(Contract(gain=0.97), USUAL_TOLERANCE, FakeJudge())  # type: ignore[arg-type]
-    (kept,) = encoder.encode_all(candidates(make, 1), None)
+    course = Course(Contract(gain=0.97), USUAL_TOLERANCE)
+    (kept,) = follow(course, candidates(make, 1), FakeJudge())
     ended = kept.encoded.fidelity.relative_error
-    assert encoder.relative_error == pytest.approx(USUAL_TOLERANCE**0.7 * ended**0.3, rel=0.01)
-    list(encoder.encode_all(candidates(make, 8), None))
-    assert encoder.relative_error == pytest.approx((0.8 * 0.03) ** 0.5, rel=0.15)
+    assert course.relative_error == pytest.approx(USUAL_TOLERANCE**0.7 * ended**0.3, rel=0.01)
+    follow(course, candidates(make, 8), FakeJudge())
+    assert course.relative_error == pytest.approx((0.8 * 0.03) ** 0.5, rel=0.15)
     judge = FakeJudge()
-    encoder.judge = judge  # type: ignore[assignment]
-    list(encoder.encode_all(candidates(make, 3), None))
+    follow(course, candidates(make, 3), judge)
     assert judge.measured <= 4  # of three adapters: nearly each is done with its first
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 34, 1000])
+@pytest.mark.parametrize("contract", [Contract(0.2), Contract(gain=0.97), Contract(budget=0.01)], ids=str)
+def test_waves_cover_every_adapter_once_and_in_order(contract: Contract, count: int) -> None:
+    course = Course(contract, 0.2, budget=Budget(1.0, 0.2, [1.0] * count) if contract.budget is not None else None)
+    waves = list(course.waves(count))
+    assert [index for wave in waves for index in wave] == list(range(count))
+    if contract.tolerance is None and count:  # what is learned of one reaches the next, and the last makes up
+        assert len(waves[0]) == len(waves[-1]) == 1
+        assert max(map(len, waves)) <= LARGEST_WAVE
+    else:
+        assert len(waves) == min(count, 2)
+
+
+def test_with_a_step_known_adapters_held_to_their_weights_are_one_wave() -> None:
+    assert list(Course(Contract(0.2), 0.2, step=0.01).waves(50)) == [range(50)]
 
 
 def test_a_gain_out_of_reach_stays_lossless_and_says_so(make: ModuleType) -> None:

@@ -50,8 +50,8 @@ def divergence(model: BaseModel, tokens: Tokens, original: Original, restored: S
 
 def near_drawing(make: ModuleType, layout: Layout, original: Original) -> Draft:
     """A generator whose mean lies halfway to the adapter."""
-    from lorareg.compress.planning.coordinates import in_coordinates
-    from lorareg.compress.planning.plan import EMPTY, Members, Planner, draft_of
+    from lorareg.compress.planning.coordinates import EMPTY, draft_of, in_coordinates
+    from lorareg.compress.planning.plan import Members, Planner
     from lorareg.compress.progress import Silent
 
     others = [make.original(layout, [Factors(b=f.b * by, a=f.a) for f in original.factors]) for by in (0.3, 0.7)]

@@ -75,7 +75,7 @@ def test_products_do_not_depend_on_the_order_of_sums() -> None:
 @pytest.mark.parametrize(("arch", "coordinates"), [("slots", "shared"), ("conv1d", "raw")])
 def test_the_stored_decoder_draws_what_torch_draws(arch: str, coordinates: Coordinates, make: ModuleType) -> None:
     torch = pytest.importorskip("torch")
-    from lorareg.compress.generators.train import MODULES
+    from lorareg.compress.generators.examples import MODULES
 
     layout = make.layout()
     made = make.generator(arch, layout, coordinates=coordinates)

@@ -19,7 +19,8 @@ from lorareg.compress.generators.generator import unpack_generator
 from lorareg.compress.pipeline import CohortSummary
 from lorareg.compress.planning import choose
 from lorareg.compress.planning.choose import GeneratorChoice
-from lorareg.compress.planning.plan import EMPTY, Members, Plan, Planner
+from lorareg.compress.planning.coordinates import EMPTY
+from lorareg.compress.planning.plan import Members, Plan, Planner
 from lorareg.compress.progress import Silent
 from lorareg.registry.errors import ContractError
 from lorareg.registry.store import Registry

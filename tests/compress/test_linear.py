@@ -22,7 +22,8 @@ from lorareg.compress.generators.grid import factor_rows
 from lorareg.compress.generators.linear_basis import Basis, find_basis, find_components, fit_latent, row_weights
 from lorareg.compress.integers.tensors import round_tensor
 from lorareg.compress.planning import plan
-from lorareg.compress.planning.plan import EMPTY, MAX_LINEAR, Members, Planner, draft_of, latent_of
+from lorareg.compress.planning.coordinates import EMPTY, draft_of, latent_of
+from lorareg.compress.planning.plan import MAX_LINEAR, Members, Planner
 from lorareg.compress.progress import Silent
 from lorareg.registry.errors import InvalidContainerError
 from lorareg.registry.types import Layout

@@ -12,8 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lorareg.compress import materialize, pipeline
+from lorareg.compress import pipeline
 from lorareg.compress.contracts.contract import CompressOptions, Contract
+from lorareg.compress.crew import jobs
 from lorareg.compress.generators.generator import pack_generator
 from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.planning import plan
@@ -41,8 +42,8 @@ def test_nothing_is_recorded_when_decoding_differs(
     registry: Registry, encodings: ByRef, add_group: AddGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_group(registry, *SIX[:2])
-    real = materialize.decode
-    monkeypatch.setattr(materialize, "decode", lambda *arguments: real(*arguments)[:-1] + b"\x7f")
+    real = jobs.decode
+    monkeypatch.setattr(jobs, "decode", lambda *arguments: real(*arguments)[:-1] + b"\x7f")
     with pytest.raises(IntegrityError, match="decoded output of Adapter 'a@1' is damaged: expected sha256"):
         compress(registry, (), CompressOptions(arch="mean"), Silent())
     assert encodings(registry) == {}

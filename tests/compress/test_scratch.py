@@ -22,8 +22,8 @@ from lorareg.compress.factors.scratch import parts_of, scratch_arrays
 from lorareg.compress.factors.weights import Factors, write_weights
 from lorareg.compress.generators import linear_basis
 from lorareg.compress.generators.group import Group
-from lorareg.compress.planning.coordinates import Turned, in_coordinates
-from lorareg.compress.planning.plan import EMPTY, Members, Planner
+from lorareg.compress.planning.coordinates import EMPTY, Turned, in_coordinates
+from lorareg.compress.planning.plan import Members, Planner
 from lorareg.compress.progress import Silent
 
 SHAPES = ((40, 2, 48), (24, 2, 48))
@@ -145,7 +145,7 @@ def test_training_is_the_same_on_disk(
 def test_a_cohort_takes_the_memory_of_a_few_adapters(
     make: ModuleType, on_disk: Callable[[], None], tmp_path: Path
 ) -> None:
-    train = pytest.importorskip("lorareg.compress.generators.train")
+    examples = pytest.importorskip("lorareg.compress.generators.examples")
     layout, count = make.layout(((512, 8, 512),) * 4), 64
 
     def read(index: int) -> bytes:
@@ -172,7 +172,7 @@ def test_a_cohort_takes_the_memory_of_a_few_adapters(
     tracemalloc.start()
     try:
         planner = Planner(members, Silent())
-        blocks = train.blocks_of(group, "slots")
+        blocks = examples.blocks_of(group, "slots")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -14,21 +14,18 @@ torch = pytest.importorskip("torch")
 
 from lorareg.compress.factors.weights import Factors  # noqa: E402
 from lorareg.compress.generators.checkpoint import Checkpoint  # noqa: E402
+from lorareg.compress.generators.examples import Examples, blocks_of, objective_of, stacked  # noqa: E402
 from lorareg.compress.generators.generator import pack_generator, predict, unpack_generator  # noqa: E402
 from lorareg.compress.generators.group import Group  # noqa: E402
 from lorareg.compress.generators.objective import ResidualBits, row_costs, water_level  # noqa: E402
 from lorareg.compress.generators.prior import prior_latent  # noqa: E402
+from lorareg.compress.generators.refine import losses_of, prior_means  # noqa: E402
 from lorareg.compress.generators.train import (  # noqa: E402
     PRESETS,
     TrainConfig,
     Trained,
-    blocks_of,
     fit_latents,
-    loss_of,
-    objective_of,
-    prior_means,
     rounded,
-    stacked,
     train_generator,
 )
 from lorareg.compress.integers.tensors import quantise_tensor  # noqa: E402
@@ -263,10 +260,8 @@ def conditioned_group(make: ModuleType, count: int = 12) -> Group:
 
 def loss_from_conditions(trained: Trained, group: Group) -> float:
     """What is left to code of a group's adapters when they are drawn from their conditions alone."""
-    blocks = blocks_of(group, "slots")
-    objective = objective_of(group, "slots", blocks)
     latents = prior_means(trained.generator, group.conditions)
-    return loss_of(trained.generator, group.layout, blocks, stacked(group.conditions), objective, latents, 64)
+    return float(losses_of(trained.generator, group.layout, Examples.of(group, "slots"), latents, 64).mean())
 
 
 def test_masked_training_draws_better_from_the_condition_alone(make: ModuleType, tmp_path: Path) -> None:
