@@ -18,8 +18,9 @@ from proxy_statistics import Row, isotonic
 
 from lorareg.compress.codec.encode import Encoded
 from lorareg.compress.contracts import rate
+from lorareg.compress.contracts.contract import Contract
+from lorareg.compress.contracts.course import Course, Outcome
 from lorareg.compress.contracts.forecast import HOPELESS, first_error, strain_at_a_glance
-from lorareg.compress.contracts.gate import NEWS
 from lorareg.compress.contracts.rate import USUAL_TOLERANCE, encode_to_hold
 
 LEAST = 1e-5
@@ -65,11 +66,13 @@ def curve(errors: Sequence[float], values: Sequence[float]) -> Callable[[float],
 
 
 def replay(rows: Sequence[Row], gain: float, *, forecasts: bool) -> Replay:
-    """Search every adapter in turn as `gate` does; without forecasts, each from where the last one ended."""
-    start, encoded, measured, wrongly, unheld, sizes = USUAL_TOLERANCE, 0, 0, 0, 0, []
-    if forecasts:
-        start = first_error(None, gain) or start
-    for adapter in dict.fromkeys(row["adapter"] for row in rows):
+    """Search for every adapter in the waves of a `course`; without forecasts, each from where the last one ended."""
+    encoded, measured, wrongly, unheld, sizes = 0, 0, 0, 0, []
+    start = (first_error(None, gain) or USUAL_TOLERANCE) if forecasts else USUAL_TOLERANCE
+    course, adapters = Course(Contract(gain=gain), start), list(dict.fromkeys(row["adapter"] for row in rows))
+
+    def search(adapter: str, start: float) -> float | None:
+        nonlocal unheld
         own = [row for row in rows if row["adapter"] == adapter]
         errors = [row["relative_error"] for row in own]
         lost, kl = (
@@ -92,7 +95,15 @@ def replay(rows: Sequence[Row], gain: float, *, forecasts: bool) -> Replay:
             best = encode_to_hold(lambda tolerance: cast(Encoded, Trial(tolerance)), strain, start)
         if best is None:
             unheld += 1
-            continue
-        start *= (best[1] / start) ** (NEWS if forecasts else 1.0)
+            return None
         sizes.append(best[1] ** SIZE_SLOPE)
+        return best[1]
+
+    if forecasts:
+        for wave in course.waves(len(adapters)):
+            ask = course.ask()
+            course.learn(ask, [Outcome(0, None, search(adapters[i], ask.relative_error)) for i in wave])
+    else:
+        for adapter in adapters:
+            start = search(adapter, start) or start
     return Replay(gain, encoded, measured, wrongly, unheld, float(np.mean(sizes)) if sizes else math.nan)

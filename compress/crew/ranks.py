@@ -127,6 +127,14 @@ class Ranks:
             self.board.delete_key(key)
         return found
 
+    def is_led(self) -> bool:
+        """Whether rank 0 is still there."""
+        try:
+            self.board.check(["is anybody there"])
+        except RuntimeError:
+            return False
+        return True
+
     def end(self) -> None:
         """Rank 0 has no more orders: all end."""
         if self.leads:

@@ -35,8 +35,13 @@ def work(ranks: Ranks, home: Path | None = None) -> None:
     """Do what rank 0 orders until it is done, or gone."""
     models: dict[Path, BaseModel] = {}
     for order in ranks.orders():
-        with Reader(home) as reader:
-            _Worker(ranks, reader, order, models).run()
+        try:
+            with Reader(home) as reader:
+                _Worker(ranks, reader, order, models).run()
+        except RuntimeError:
+            if ranks.is_led():
+                raise
+            return
 
 
 class _Worker:
