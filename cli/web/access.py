@@ -12,7 +12,6 @@ of `Authorization: Basic`, which browsers ask people for.
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
@@ -70,10 +69,12 @@ def expect_write(request: Request, task: str) -> Grant:
     """Whoever may write the task of that name.
 
     Raises:
-        RefusedError: 401 or 403.
+        RefusedError: 401, or 403 where a page has a browser ask, too.
     """
     grant = granted(request)
-    if grant.who == ANONYMOUS.who:
+    if "origin" in request.headers:  # a browser would add the password it remembers to whatever a page has it send
+        raise RefusedError(403, "Forbidden", "Writing is for programs, not for pages that a browser shows.")
+    if grant is ANONYMOUS:
         raise RefusedError(401, "Unauthorized", "Writing needs a token of scope write.", CHALLENGE)
     if not grant.may_write:
         raise RefusedError(403, "Forbidden", "This token is of scope read; writing needs one of scope write.")
@@ -89,7 +90,7 @@ def _token_in(header: str) -> str:
     if kind.lower() == "basic":
         try:
             return base64.b64decode(value.strip(), validate=True).decode("utf-8", "replace").partition(":")[2]
-        except binascii.Error:
+        except ValueError:  # no base64, or not even ASCII
             return ""
     return ""
 

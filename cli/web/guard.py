@@ -2,10 +2,12 @@
 
     too many at once            503, or 429 where one client has its share already; Retry-After
     a head or body too large    431, 413
-    a slow client               is cut off: each piece that is read or sent has `patience_s`, and a second for 8 KiB
+    a slow client               is cut off: a body may keep us waiting `patience_s`, and a second for 8 KiB of it;
+                                each piece that is sent has as much
     no token where one is due   401
 
-Whatever goes wrong behind it becomes an answer here, or, where the answer had begun, the end of the connection.
+Whatever goes wrong behind it becomes an answer here, or, where the answer had begun, the end of the connection. An
+answer that does not say so itself is not to be kept by anybody on the way: what it holds depends on who asks.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from lorareg.cli.web.replies import RefusedError, answer_to, bad_request, busy
 
 OPEN_PATHS = ("/healthz",)
 SLOWEST_BYTES_PER_S = 8 << 10
+CUT_OFF = "cut_off"
+"""Where a request's state has what ends its connection at once, unsent bytes and all."""
+
 log = logging.getLogger("lorareg.serve")
 
 
@@ -95,7 +100,7 @@ class Guard:
             self._told(exchange)
 
     async def _grant(self, connection: HTTPConnection) -> Grant:
-        if connection.url.path in OPEN_PATHS:
+        if connection.scope["path"] in OPEN_PATHS:  # never `url.path`: a Host header has its say in that
             return ANONYMOUS
         return await grant_of(connection, self.readers, anonymous=self.anonymous)
 
@@ -107,10 +112,14 @@ class Guard:
             raise bad_request("This server does not go by that name; --allow-host NAME lets it.")
 
     async def _failed(self, exchange: _Exchange, error: Exception) -> None:
-        if exchange.status:  # the answer had begun: it ends here, and the connection with it
+        if not exchange.status:
+            try:
+                await answer_to(error, exchange.id)(exchange.scope, exchange.receive, exchange.send)
+            except Exception as another:  # of the sending
+                error = another
+        if not exchange.is_sent:  # the answer ends here, and the connection with it
             log.warning("cut off", extra={"told": {"id": exchange.id, "why": type(error).__name__}})
-            return
-        await answer_to(error, exchange.id)(exchange.scope, exchange.receive, exchange.send)
+            exchange.scope.get("state", {}).get(CUT_OFF, lambda: None)()
 
     def _told(self, exchange: _Exchange) -> None:
         elapsed_s, route = time.perf_counter() - exchange.started_s, exchange.route
@@ -142,7 +151,8 @@ class _Exchange:
         self.id, self.who = secrets.token_hex(6), "-"
         self.started_s = time.perf_counter()
         self.status = self.sent_bytes = self._received_bytes = 0
-        self._whole = False
+        self.is_sent = self._whole = False
+        self._waited_s = 0.0  # for the body
 
     @property
     def route(self) -> str:
@@ -166,8 +176,11 @@ class _Exchange:
     async def receive(self) -> Message:
         if self._whole:  # what comes now is the client's going away
             return await self._receive()
-        async with asyncio.timeout(self._limits.patience_s):
+        asked_s = time.perf_counter()
+        left_s = self._limits.patience_s + self._received_bytes / SLOWEST_BYTES_PER_S - self._waited_s
+        async with asyncio.timeout(left_s):
             message = await self._receive()
+        self._waited_s += time.perf_counter() - asked_s
         self._whole = not message.get("more_body", False)
         self._received_bytes += len(message.get("body", b""))
         if self._received_bytes > self._limits.body_bytes:
@@ -177,16 +190,19 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message["headers"], *_HEADERS, (b"x-request-id", self.id.encode())]}
+            said = {name for name, _ in message["headers"]}
+            ours = [(name, value) for name, value in _HEADERS if name not in said]
+            message = {**message, "headers": [*message["headers"], *ours, (b"x-request-id", self.id.encode())]}
         size = len(message.get("body", b""))
         self.sent_bytes += size
         # Smaller pieces would be cut off more evenly, and cost a warm answer's p99 the 40 ms of a delayed ACK.
         async with asyncio.timeout(self._limits.patience_s + size / SLOWEST_BYTES_PER_S):
             await self._send(message)
+        self.is_sent = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     def _too_large(self) -> RefusedError:
         most = self._limits.body_bytes
         return RefusedError(413, "TooLarge", f"A request may have {most} bytes.", {"Connection": "close"})
 
 
-_HEADERS: list[tuple[Any, Any]] = [(b"x-content-type-options", b"nosniff")]
+_HEADERS: list[tuple[Any, Any]] = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]

@@ -1,4 +1,4 @@
-"""Running the application on a socket: uvicorn, with a limit on headers and on how long they may take."""
+"""Running the application on a socket: uvicorn, with limits on headers and on how long a connection may take."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from lorareg.cli.web.guard import CUT_OFF, SLOWEST_BYTES_PER_S
 from lorareg.cli.web.observe import JsonLines
 from lorareg.registry.errors import ServeError
 
@@ -21,18 +22,38 @@ HEADERS_WITHIN_S = 20.0
 
 
 class PatientlyH11(H11Protocol):
-    """HTTP/1.1 by h11, which closes a connection whose first request does not come in time.
+    """HTTP/1.1 by h11, which ends a connection whose next request does not come in time.
 
-    uvicorn itself waits for ever for the headers of a request that began.
+    uvicorn itself waits for ever for headers that began, for the rest of a body that was refused, and, having closed
+    a connection, for a client that does not read to take what is left of an answer. So what is too slow is aborted.
     """
+
+    _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEADERS_WITHIN_S, self._expect_request)
+        self.app_state = {**self.app_state, CUT_OFF: transport.abort}
+        self._expect_request(HEADERS_WITHIN_S)
 
-    def _expect_request(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        unsent_s = self.transport.get_write_buffer_size() / SLOWEST_BYTES_PER_S
+        self._expect_request(self.timeout_keep_alive + HEADERS_WITHIN_S + unsent_s)
+        super().on_response_complete()
+
+    def _expect_request(self, within_s: float) -> None:
+        """Give up on the client unless another request than this one is under way by then."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = self.loop.call_later(within_s, self._give_up_after, self.cycle)
+
+    def _give_up_after(self, cycle: object) -> None:
+        if self.cycle is cycle:
+            self.transport.abort()
 
 
 def listen(host: str, port: int) -> socket.socket:

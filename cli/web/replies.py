@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from lorareg.registry.errors import (
@@ -71,6 +72,8 @@ def refusal_of(error: Exception) -> RefusedError:
         return bad_request(str(error))
     if isinstance(error, OriginalGoneError):
         return RefusedError(409, "Conflict", str(error))
+    if isinstance(error, ClientDisconnect):  # nobody hears this; it is for the log's line
+        return bad_request("The client went away before its request was whole.")
     if isinstance(error, TimeoutError):
         return RefusedError(408, "TooSlow", "The request took too long to arrive.", {"Connection": "close"})
     if isinstance(error, RegistryError | OSError):

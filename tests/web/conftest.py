@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,8 +21,10 @@ import pytest
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("httpx2", reason="the extra `serve` is not installed")
 
+import uvicorn
 from starlette.testclient import TestClient
 
+from lorareg.cli.web import listen
 from lorareg.cli.web.app import Settings, make_app
 from lorareg.compress.contracts.contract import CompressOptions
 from lorareg.compress.pipeline import compress
@@ -97,6 +101,35 @@ def tokens(home: Path) -> Tokens:
             row = session.query(TokenRow).filter_by(name="short").one()
             row.expires_at = (datetime.now(UTC) - timedelta(seconds=1)).isoformat(timespec="microseconds")
     return Tokens(made | {"bad": f"lrg_1_{'A' * 43}", "malformed": "hf_something"})
+
+
+@dataclass(frozen=True)
+class OnSocket:
+    """A server in a thread of this process, whose connections can be counted."""
+
+    url: str
+    server: uvicorn.Server
+
+    @property
+    def connections(self) -> int:
+        return len(self.server.server_state.connections)
+
+
+@pytest.fixture
+def on_socket() -> Iterator[Callable[..., OnSocket]]:
+    """Serve an application on a socket: `on_socket(app, timeout_keep_alive=1)`."""
+    with ExitStack() as stack:
+
+        def start(app: Any, **config: Any) -> OnSocket:
+            listening = listen.listen("127.0.0.1", 0)
+            server = uvicorn.Server(uvicorn.Config(app, http=listen.PatientlyH11, log_config=None, **config))
+            thread = threading.Thread(target=asyncio.run, args=(server.serve([listening]),))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            return OnSocket(f"http://127.0.0.1:{listening.getsockname()[1]}", server)
+
+        yield start
 
 
 @dataclass(frozen=True)

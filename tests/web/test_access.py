@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from lorareg.cli import serve as serve_command
 from lorareg.registry.store import Registry
-from lorareg.registry.tokens import revoke_token
+from lorareg.registry.tokens import create_token, revoke_token
 
 Serve = Callable[..., TestClient]
 Run = Callable[..., Any]
@@ -105,8 +105,16 @@ def test_a_token_may_be_a_password(serve: Serve, tokens: Any) -> None:
     client = serve(anonymous=False)
     text = base64.b64encode(f"anybody:{tokens.by_kind['team-read']}".encode()).decode()
     assert client.get("/api/whoami-v2", headers={"Authorization": f"Basic {text}"}).json()["name"] == "team-reader"
-    for header in ("Basic ???", "Basic bm9jb2xvbg==", "Digest x", "Bearer", "Bearer  "):
-        assert client.get("/api/whoami-v2", headers={"Authorization": header}).status_code == 401
+    for header in (
+        b"Basic ???",
+        b"Basic bm9jb2xvbg==",
+        b"Basic \xe9",
+        b"Digest x",
+        b"Bearer",
+        b"Bearer  ",
+        b"Bearer \xe9",
+    ):
+        assert client.get("/api/whoami-v2", headers={"Authorization": header}).status_code == 401, header
 
 
 def test_revoking_holds_from_the_next_request_on(serve: Serve, tokens: Any, home: Path) -> None:
@@ -122,6 +130,29 @@ def test_a_wrong_token_is_no_anonymous(serve: Serve, tokens: Any) -> None:
     assert client.get("/api/models").status_code == 200
     assert client.get("/api/models", headers=tokens.headers("bad")).status_code == 401
     assert client.post("/api/repos/create", json={"name": "x"}).status_code == 401
+
+
+def test_a_token_may_be_called_anonymous(serve: Serve, home: Path) -> None:
+    with Registry.open(home, create=False) as registry:
+        headers = {"Authorization": f"Bearer {create_token(registry, 'anonymous', 'write', '*')[1]}"}
+    assert serve().post("/api/repos/create", json={"name": "x"}, headers=headers).status_code == 200
+
+
+def test_no_page_writes(serve: Serve, tokens: Any) -> None:
+    """A browser that was given a token as a password would add it to what any page has it send."""
+    client, told = serve(anonymous=False), base64.b64encode(f"x:{tokens.by_kind['write']}".encode()).decode()
+    for origin in ("https://evil.example", "null"):
+        headers = {"Authorization": f"Basic {told}", "Origin": origin}
+        answer = client.request("DELETE", "/api/repos/delete", json={"name": "man-de"}, headers=headers)
+        assert answer.status_code == 403
+        assert "for programs" in answer.json()["error"]
+    assert client.get("/api/models/man-de", headers=tokens.headers("read")).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["x/healthz?", "x/healthz#", "healthz", "x\\healthz"])
+def test_what_is_open_is_told_from_the_path_alone(serve: Serve, host: str) -> None:
+    """Frameworks put Host and path together into one URL, and a Host with a path in it once had its say."""
+    assert serve(anonymous=False).get("/api/models", headers={"Host": host}).status_code == 401
 
 
 def test_names_a_server_does_not_go_by(serve: Serve) -> None:

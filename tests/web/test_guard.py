@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 from starlette.testclient import TestClient
 
-from lorareg.cli.web import hub, listen
+from lorareg.cli.web import guard as guard_module
+from lorareg.cli.web import hub
 from lorareg.cli.web.guard import Guard, Limits
 from lorareg.cli.web.replies import answer_to
 from lorareg.registry.errors import IntegrityError, RegistryError
@@ -97,7 +97,7 @@ def test_no_path_leads_out(live: Live) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_no_http_is_cut_off(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_http_is_cut_off(live: Live) -> None:
     url = live("--most-upload", "1MB").url
     assert exchange(url, b"\x16\x03\x01\x02\x00hello").startswith(b"HTTP/1.1 400")
     assert exchange(url, b"GET / HTTP/one\r\n\r\n").startswith(b"HTTP/1.1 400")
@@ -106,32 +106,6 @@ def test_what_is_no_http_is_cut_off(live: Live, monkeypatch: pytest.MonkeyPatch)
     lying = raw("POST", "/api/validate-yaml", "Content-Length: 99999999999\r\n")
     assert exchange(url, lying).startswith(b"HTTP/1.1 413")
     assert exchange(url, raw("GET", "/healthz")).startswith(b"HTTP/1.1 200")
-
-
-def test_headers_have_to_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that says nothing, or says its headers a byte at a time, does not stay."""
-    monkeypatch.setattr(listen, "HEADERS_WITHIN_S", 0.3)
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    import uvicorn
-
-    listening = listen.listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, http=listen.PatientlyH11, lifespan="off", log_config=None)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=asyncio.run, args=(server.serve([listening]),))
-    thread.start()
-    try:
-        started = time.monotonic()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        assert exchange(url, b"GET / HTTP/1.1\r\nHost: loc") == b""
-        assert time.monotonic() - started < 5
-        assert exchange(url, raw("GET", "/")).startswith(b"HTTP/1.1 200")
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.mark.parametrize(("limits", "status"), [(Limits(requests=1), 503), (Limits(requests_per_client=1), 429)])
@@ -158,10 +132,11 @@ def test_the_server_and_each_client_have_their_share(
     assert client.get("/api/models").status_code == 200
 
 
-async def ask(app: Any, messages: list[Any], slow_send: float = 0) -> list[Any]:
+async def ask(app: Any, messages: list[Any], slow_send: float = 0, slow_receive: float = 0) -> list[Any]:
     sent: list[Any] = []
 
     async def receive() -> Any:
+        await asyncio.sleep(slow_receive)
         if messages:
             return messages.pop(0)
         await asyncio.sleep(30)
@@ -192,6 +167,15 @@ def test_a_body_that_does_not_come(serve: Serve) -> None:
     assert sent[0]["status"] == 408
 
 
+def test_a_body_that_comes_a_byte_at_a_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in good time, and all of them would hold a place for an upload for days."""
+    monkeypatch.setattr(guard_module, "SLOWEST_BYTES_PER_S", 1 << 20)
+    pieces = [{"type": "http.request", "body": b" ", "more_body": True}] * 50
+    pieces.append({"type": "http.request", "body": b"{}"})
+    sent = asyncio.run(ask(guard_of(serve, patience_s=0.3), pieces, slow_receive=0.05))
+    assert sent[0]["status"] == 408
+
+
 def test_a_client_that_does_not_read(serve: Serve) -> None:
     guard = guard_of(serve, patience_s=0.1)
     sent = asyncio.run(ask(guard, [{"type": "http.request", "body": b"{}"}], slow_send=5))
@@ -212,3 +196,16 @@ def test_what_errors_tell(error: Exception, status: int, code: str) -> None:
     answer = answer_to(error, "id")
     assert (answer.status_code, answer.headers["x-error-code"]) == (status, code)
     assert b"secret" not in answer.body
+
+
+def test_an_answer_is_kept_by_nobody_on_the_way(serve: Serve) -> None:
+    """A proxy's cache that knows nothing of tokens would give one client's list, or 404, to the next."""
+    client = serve()
+    for path in ("/api/models", "/api/models/man-de", "/api/models/nobody", "/nothing", "/healthz"):
+        assert client.get(path).headers["cache-control"] == "no-store", path
+    assert "immutable" in client.get("/static/style.css").headers["cache-control"]
+
+
+def test_a_client_that_goes_away_is_no_error_of_the_server(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    asyncio.run(ask(guard_of(serve), [{"type": "http.disconnect"}]))
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
-
-from lorareg.cli.web.listen import listen
 
 Serve = Callable[..., TestClient]
 BODY = b"weights of a base model" * 1000
@@ -59,21 +54,15 @@ class Elsewhere:
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Elsewhere]:
+def elsewhere(on_socket: Callable[..., Any]) -> Elsewhere:
     hub = Elsewhere()
     routes = [
         Route("/api/models/base/model", hub.info),
         Route("/base/model/resolve/main/{path}", hub.resolve),
         Route("/store", hub.store),
     ]
-    listening = listen("127.0.0.1", 0)
-    hub.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), lifespan="off", log_config=None))
-    thread = threading.Thread(target=asyncio.run, args=(server.serve([listening]),))
-    thread.start()
-    yield hub
-    server.should_exit = True
-    thread.join()
+    hub.url = on_socket(Starlette(routes=routes), lifespan="off").url
+    return hub
 
 
 def test_base_models_are_read_through(serve: Serve, elsewhere: Elsewhere, tokens: Any) -> None:
