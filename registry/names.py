@@ -41,12 +41,12 @@ def validate_task_name(name: str) -> str:
     parts = name.split("/")
     if len(parts) > 2:
         raise InvalidNameError(
-            kind="Task name", value=name, reason="it has more than two parts", expected=_EXPECTED_NAME
+            kind="Task name", value=_shown(name), reason="it has more than two parts", expected=_EXPECTED_NAME
         )
     for part in parts:
         reason = _part_problem(part)
         if reason:
-            raise InvalidNameError(kind="Task name", value=name, reason=reason, expected=_EXPECTED_NAME)
+            raise InvalidNameError(kind="Task name", value=_shown(name), reason=reason, expected=_EXPECTED_NAME)
     return name
 
 
@@ -58,7 +58,7 @@ def validate_namespace(namespace: str) -> str:
     """
     reason = _part_problem(namespace)
     if reason:
-        raise InvalidNameError(kind="Namespace", value=namespace, reason=reason, expected=_EXPECTED_NAMESPACE)
+        raise InvalidNameError(kind="Namespace", value=_shown(namespace), reason=reason, expected=_EXPECTED_NAMESPACE)
     return namespace
 
 
@@ -72,7 +72,7 @@ def validate_label(label: str) -> str:
     if label == "latest":
         reason = "it would go stale with the next version, and the bare name means the latest already"
     if reason:
-        raise InvalidNameError(kind="Label", value=label, reason=reason, expected=_EXPECTED_LABEL)
+        raise InvalidNameError(kind="Label", value=_shown(label), reason=reason, expected=_EXPECTED_LABEL)
     return label
 
 
@@ -84,7 +84,7 @@ def validate_relative_path(path: str) -> str:
     """
     reason = _path_problem(path)
     if reason:
-        raise InvalidNameError(kind="File path", value=path, reason=reason, expected=_EXPECTED_PATH)
+        raise InvalidNameError(kind="File path", value=_shown(path), reason=reason, expected=_EXPECTED_PATH)
     return path
 
 
@@ -102,7 +102,10 @@ def parse_ref(text: str) -> Ref:
         return Ref(name, label=validate_label(selector))
     if len(selector) > 9 or int(selector) == 0:
         raise InvalidNameError(
-            kind="Version", value=selector, reason="versions count from 1", expected="one that `lorareg show` lists"
+            kind="Version",
+            value=_shown(selector),
+            reason="versions count from 1",
+            expected="one that `lorareg show` lists",
         )
     return Ref(name, version=int(selector))
 
@@ -120,6 +123,11 @@ def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
     # Long digit runs stay text: int() of thousands of digits is slow, and refused by Python past 4300.
     parts = (p for p in re.split(r"([0-9]{1,18})", text) if p)
     return tuple((0, int(p)) if p.isascii() and p.isdecimal() else (1, p) for p in parts)
+
+
+def _shown(value: str) -> str:
+    """A name as an error repeats it; one of a megabyte is not to fill a log."""
+    return value if len(value) <= MAX_PATH_CHARS else f"{value[:MAX_PATH_CHARS]}…"
 
 
 def _part_problem(part: str) -> str | None:

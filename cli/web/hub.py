@@ -31,6 +31,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from lorareg.cli.web.access import granted
+from lorareg.cli.web.bodies import read_body
 from lorareg.cli.web.decoded import DecodedFiles
 from lorareg.cli.web.offers import (
     MAIN,
@@ -52,6 +53,7 @@ from lorareg.registry.lookup import Lookup
 from lorareg.registry.types import Adapter
 
 PAGE = 1000
+MOST_PATHS_BYTES = 1 << 20
 Result = TypeVar("Result")
 
 
@@ -104,7 +106,8 @@ class Hub:
 
     async def paths_info(self, request: Request) -> Response:
         """What is known of some of a revision's files; those that are not there are left out."""
-        asked = _paths_in(request.headers.get("content-type", ""), await request.body())
+        body = await read_body(request, MOST_PATHS_BYTES)
+        asked = await run_in_threadpool(_paths_in, request.headers.get("content-type", ""), body)
         offer = await self.offer(request)
         return JSONResponse([entry for entry in tree(offer) if entry["path"] in asked], headers=_commit(offer))
 

@@ -72,6 +72,16 @@ class Offer:
     commit: str
 
     @property
+    def weights(self) -> OfferedFile:
+        """The file that is decoded."""
+        return next(file for file in self.files.values() if file.data is None)
+
+    @property
+    def is_lone(self) -> bool:
+        """Whether it is one file and no folder of PEFT's."""
+        return CONFIG_FILE not in self.files
+
+    @property
     def revision(self) -> str:
         """What the version goes by."""
         return f"v{self.adapter.version}"

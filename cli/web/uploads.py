@@ -14,14 +14,13 @@ what this server gave out count as unchanged, so that what was reconstructed nev
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 from starlette.concurrency import run_in_threadpool
@@ -31,49 +30,35 @@ from starlette.routing import Route
 
 from lorareg.cli.audit import record_event
 from lorareg.cli.web.access import Grant, expect_write
+from lorareg.cli.web.bodies import read_object
+from lorareg.cli.web.commits import Changes, is_looked_at, read_changes
 from lorareg.cli.web.hub import task_of
 from lorareg.cli.web.observe import Figures
 from lorareg.cli.web.offers import MAIN, Offer, Offers
 from lorareg.cli.web.readers import Readers
-from lorareg.cli.web.replies import RefusedError, bad_request, busy, no_repository, no_revision
+from lorareg.cli.web.replies import (
+    MOST_MESSAGE_CHARS,
+    RefusedError,
+    bad_request,
+    busy,
+    no_repository,
+    no_revision,
+)
 from lorareg.registry.card import card_description, unmarked
-from lorareg.registry.errors import InvalidNameError, LoraregError, UnknownAdapterError
+from lorareg.registry.errors import InvalidAdapterError, InvalidNameError, LoraregError, UnknownAdapterError
 from lorareg.registry.files import read_capped
-from lorareg.registry.names import validate_label, validate_relative_path, validate_task_name
+from lorareg.registry.names import validate_label, validate_task_name
 from lorareg.registry.peft_format import MAX_FILE_BYTES
 from lorareg.registry.types import (
     CARD_FILE,
     CONFIG_FILE,
-    EVAL_FILE,
-    EVAL_SUMMARY_FILE,
     EXTRAS_FOLDER,
-    LONE_SUFFIX,
-    PICKLE_FILES,
-    SAMPLES_FILE,
     WEIGHTS_FILE,
     sha256_hex,
 )
 
-LOOKED_AT = frozenset({CARD_FILE, SAMPLES_FILE, EVAL_FILE, EVAL_SUMMARY_FILE, CONFIG_FILE, *PICKLE_FILES})
 MOST_JSON_BYTES = 1 << 20
 MOST_PREUPLOAD_BYTES = 16 << 20
-MOST_LINES = 10_000
-
-
-@dataclass(slots=True)
-class Changes:
-    """What a commit asks for: files written into a folder, and names that go."""
-
-    folder: Path
-    parent: str | None = None
-    added: set[str] = field(default_factory=set)
-    deleted: set[str] = field(default_factory=set)
-    deletes_all: bool = False
-
-    @property
-    def is_card_alone(self) -> bool:
-        """Whether nothing but a card is new: then weights need not be at hand."""
-        return self.added <= {CARD_FILE} and not self.deleted and not self.deletes_all
 
 
 class Uploads:
@@ -81,6 +66,7 @@ class Uploads:
 
     def __init__(self, readers: Readers, offers: Offers, figures: Figures, incoming: Path, at_once: int) -> None:
         self.readers, self.offers, self.figures, self.incoming, self._room = readers, offers, figures, incoming, at_once
+        self._recording = Lock()
         shutil.rmtree(incoming, ignore_errors=True)  # what an earlier process was stopped in
         incoming.mkdir(parents=True)
 
@@ -103,7 +89,7 @@ class Uploads:
 
     async def create(self, request: Request) -> Response:
         """Say whether a task may be pushed; it comes to be with its first files."""
-        name = _name_in(await _json(request, MOST_JSON_BYTES))
+        name = _name_in(await read_object(request, MOST_JSON_BYTES))
         expect_write(request, name)
         there = await run_in_threadpool(self._newest, name) is not None
         told = {"url": f"{request.base_url}{name}", "name": name, "id": name}
@@ -111,15 +97,16 @@ class Uploads:
 
     async def delete(self, request: Request) -> Response:
         """Put every version of a task in quarantine; `lorareg restore` brings them back."""
-        name = _name_in(await _json(request, MOST_JSON_BYTES))
+        name = _name_in(await read_object(request, MOST_JSON_BYTES))
         grant = expect_write(request, name)
         versions = await run_in_threadpool(self._remove, name)
-        record_event(self.readers.home, "removed", by=grant.who, task=name, versions=versions)
+        await self._audit("removed", grant, task=name, versions=versions)
         return JSONResponse({"removed": versions})
 
     async def validate_yaml(self, request: Request) -> Response:
         """Cards may say what they like."""
-        await _json(request, MOST_PREUPLOAD_BYTES)
+        async for _ in request.stream():
+            pass  # whoever may read may ask this: nothing is kept of it, nor worked out
         return JSONResponse({"errors": [], "warnings": []})
 
     async def preupload(self, request: Request) -> Response:
@@ -127,7 +114,7 @@ class Uploads:
         name = task_of(request)
         expect_write(request, _valid(name))
         _expect_main(request)
-        asked = await _json(request, MOST_PREUPLOAD_BYTES)
+        asked = await read_object(request, MOST_PREUPLOAD_BYTES)
         files = asked.get("files")
         if not isinstance(files, list) or not all(
             isinstance(f, dict) and isinstance(f.get("path"), str) for f in files
@@ -139,7 +126,7 @@ class Uploads:
             {
                 "path": file["path"],
                 "uploadMode": "regular",
-                "shouldIgnore": not _is_looked_at(file["path"]),
+                "shouldIgnore": not is_looked_at(file["path"]),
                 "oid": known.get(file["path"]),
             }
             for file in files
@@ -153,23 +140,19 @@ class Uploads:
         _expect_main(request)
         if self._room <= 0:
             raise busy(503, "Other uploads are being taken in.", 5)
-        self._room -= 1
-        folder = Path(tempfile.mkdtemp(dir=self.incoming))
         try:
-            with (folder / "body").open("w+b") as body:
-                async for piece in request.stream():
-                    await run_in_threadpool(body.write, piece)
-                body.seek(0)
-                offer, outcome = await run_in_threadpool(self._taken_in, name, grant, folder, body)
-        except LoraregError as error:
+            async with self._place() as folder:
+                with (folder / "body").open("w+b") as body:
+                    async for piece in request.stream():
+                        await run_in_threadpool(body.write, piece)
+                    body.seek(0)
+                    offer, outcome = await run_in_threadpool(self._taken_in, name, grant, folder, body)
+        except (LoraregError, RefusedError) as error:
             self.figures.uploads.labels("refused").inc()
-            record_event(self.readers.home, "upload refused", by=grant.who, task=name, reason=str(error))
+            await self._audit("upload refused", grant, task=name, reason=str(error)[:MOST_MESSAGE_CHARS])
             raise
-        finally:
-            self._room += 1
-            await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
         self.figures.uploads.labels(outcome).inc()
-        record_event(self.readers.home, "uploaded", by=grant.who, task=offer.adapter.ref, outcome=outcome)
+        await self._audit("uploaded", grant, task=offer.adapter.ref, outcome=outcome)
         url = f"{request.base_url}{name}/commit/{offer.commit}"
         return JSONResponse({"success": True, "commitOid": offer.commit, "commitUrl": url, "hookOutput": ""})
 
@@ -177,11 +160,11 @@ class Uploads:
         """Put a label on a version, moving it from any other."""
         name, revision = task_of(request), request.path_params["revision"]
         grant = expect_write(request, _valid(name))
-        label = (await _json(request, MOST_JSON_BYTES)).get("tag")
+        label = (await read_object(request, MOST_JSON_BYTES)).get("tag")
         if not isinstance(label, str):
             raise bad_request("tag has to be a name.")
         ref = await run_in_threadpool(self._label, name, revision, validate_label(label))
-        record_event(self.readers.home, "tagged", by=grant.who, task=ref, label=label)
+        await self._audit("tagged", grant, task=ref, label=label)
         return JSONResponse({"tag": label})
 
     async def untag(self, request: Request) -> Response:
@@ -189,8 +172,24 @@ class Uploads:
         name, label = task_of(request), request.path_params["revision"]
         grant = expect_write(request, _valid(name))
         ref = await run_in_threadpool(self._unlabel, name, validate_label(label))
-        record_event(self.readers.home, "untagged", by=grant.who, task=ref, label=label)
+        await self._audit("untagged", grant, task=ref, label=label)
         return JSONResponse({"tag": label})
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[Path]:
+        """An empty folder for an upload, which has the place that was found free."""
+        self._room -= 1
+        try:
+            folder = Path(await run_in_threadpool(tempfile.mkdtemp, dir=self.incoming))
+            try:
+                yield folder
+            finally:
+                await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
+        finally:
+            self._room += 1
+
+    async def _audit(self, event: str, grant: Grant, **fields: object) -> None:
+        await run_in_threadpool(record_event, self.readers.home, event, by=grant.who, **fields)
 
     def _newest(self, name: str) -> Offer | None:
         with self.readers.borrow() as reader:
@@ -202,15 +201,16 @@ class Uploads:
     def _taken_in(self, name: str, grant: Grant, folder: Path, body: IO[bytes]) -> tuple[Offer, str]:
         from lorareg.registry.store import Registry
 
-        changes = _read_changes(body, folder / "files")
-        before = self._newest(name)
-        if changes.parent is not None and (before is None or before.commit != changes.parent):
-            raise RefusedError(412, "Conflict", "The task has another version by now; begin from that one.")
-        with Registry.open(self.readers.home, create=False) as registry:
-            if before is not None:
-                _complete(registry, before, changes)
-            outcome = _record(registry, name, before, changes, f"pushed by {grant.who}")
-        after = self._newest(name)
+        changes = read_changes(body, folder / "files")
+        with self._recording:  # of two that begin from the same version, the second has to hear of the first
+            before = self._newest(name)
+            if changes.parent is not None and (before is None or before.commit != changes.parent):
+                raise RefusedError(412, "Conflict", "The task has another version by now; begin from that one.")
+            with Registry.open(self.readers.home, create=False) as registry:
+                if before is not None:
+                    _complete(registry, before, changes)
+                outcome = _record(registry, name, before, changes, f"pushed by {grant.who}")
+            after = self._newest(name)
         assert after is not None
         return after, outcome
 
@@ -249,56 +249,13 @@ class Uploads:
         return adapter.ref
 
 
-def _read_changes(body: IO[bytes], folder: Path) -> Changes:
-    """The operations of a commit, its files written into `folder`; a line is in memory at a time."""
-    folder.mkdir()
-    changes = Changes(folder)
-    for number, line in enumerate(body, start=1):
-        if number > MOST_LINES:
-            raise bad_request(f"A commit may have {MOST_LINES} lines.")
-        if not line.strip():
-            continue
-        try:
-            operation = json.loads(line)
-            key, value = operation["key"], operation["value"]
-            _apply(changes, key, value)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise bad_request(f"Line {number} of the commit is not an operation.") from error
-    return changes
-
-
-def _apply(changes: Changes, key: str, value: Mapping[str, Any]) -> None:
-    if key == "header":
-        parent = value.get("parentCommit")
-        changes.parent = parent if parent is None else str(parent)
-    elif key == "file":
-        path = validate_relative_path(value["path"])
-        if value.get("encoding", "base64") != "base64":
-            raise bad_request(f"{path} has to come in base64.")
-        try:
-            data = base64.b64decode(value["content"], validate=True)
-        except binascii.Error as error:
-            raise bad_request(f"{path} is not base64.") from error
-        if _is_looked_at(path):
-            (changes.folder / path).write_bytes(data)
-            changes.added.add(path)
-    elif key == "deletedFile":
-        changes.deleted.add(validate_relative_path(value["path"]))
-    elif key == "deletedFolder":
-        changes.deletes_all |= str(value["path"]).strip("/") in ("", ".")
-    elif key == "lfsFile":
-        raise bad_request(f"{str(value['path'])[:200]} has to be sent as it is; this server stores nothing as LFS.")
-    else:
-        raise bad_request(f"A commit cannot have {str(key)[:40]!r} here.")
-
-
 def _complete(registry: Any, before: Offer, changes: Changes) -> None:
     """Beside what changed, put what did not, as it was ingested; what this server made of it is not what changed."""
-    weights = before.files.get(WEIGHTS_FILE)
-    pushed = changes.folder / WEIGHTS_FILE
-    if weights is not None and pushed.exists() and sha256_hex(pushed.read_bytes()) == weights.sha256:
+    weights = before.weights
+    pushed = changes.folder / weights.name
+    if pushed.exists() and sha256_hex(pushed.read_bytes()) == weights.sha256:
         pushed.unlink()
-        changes.added.discard(WEIGHTS_FILE)
+        changes.added.discard(weights.name)
         card = changes.folder / CARD_FILE
         if card.exists():
             text = card.read_bytes().decode("utf-8", "surrogateescape")
@@ -306,10 +263,13 @@ def _complete(registry: Any, before: Offer, changes: Changes) -> None:
     if changes.is_card_alone:
         return
     gone = changes.deleted | changes.added
+    if before.is_lone:
+        gone |= {CONFIG_FILE}  # a record of ours, which is made anew
     for file in registry.files(before.adapter):
-        kept = not file.path.startswith(EXTRAS_FOLDER) and file.path not in gone
+        name = weights.name if file.path == WEIGHTS_FILE else file.path
+        kept = not file.path.startswith(EXTRAS_FOLDER) and name not in gone
         if kept and not (changes.deletes_all and file.path != WEIGHTS_FILE):
-            (changes.folder / file.path).write_bytes(registry.read_file(before.adapter, file.path))
+            (changes.folder / name).write_bytes(registry.read_file(before.adapter, file.path))
 
 
 def _record(registry: Any, name: str, before: Offer | None, changes: Changes, source: str) -> str:
@@ -332,25 +292,14 @@ def _record(registry: Any, name: str, before: Offer | None, changes: Changes, so
             raise bad_request(f"A task is one adapter; there are {1 + len(others)} in this commit.")
         if found.error is not None:
             raise source_shown.named(found.error)
-        (outcome,) = registry.ingest_each([IngestRequest(found.path, name, source=source)])
+        request = IngestRequest(found.path, name, source=source)
+        (outcome,) = registry.ingest_each([request])
+        if isinstance(outcome, InvalidAdapterError) and before is not None and before.is_lone:
+            # A lone file need not say which model it is for; the version before was told.
+            (outcome,) = registry.ingest_each([replace(request, base_model=before.adapter.base_model)])
     if isinstance(outcome, LoraregError):
         raise source_shown.named(outcome)
     return str(outcome.kind)
-
-
-async def _json(request: Request, most_bytes: int) -> dict[str, Any]:
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most_bytes:
-            raise RefusedError(413, "TooLarge", f"This may have {most_bytes} bytes.", {"Connection": "close"})
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise bad_request("The body has to be JSON.") from error
-    if not isinstance(value, dict):
-        raise bad_request("The body has to be a JSON object.")
-    return value
 
 
 def _name_in(asked: Mapping[str, Any]) -> str:
@@ -373,7 +322,3 @@ def _valid(name: str) -> str:
 def _expect_main(request: Request) -> None:
     if request.path_params["revision"] != MAIN:
         raise bad_request("What is pushed becomes the newest version: push to main.")
-
-
-def _is_looked_at(path: str) -> bool:
-    return path in LOOKED_AT or (path.endswith(LONE_SUFFIX) and "/" not in path)

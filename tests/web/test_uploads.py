@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
 from lorareg.cli.audit import AUDIT_FILE
+from lorareg.cli.web import uploads
 from lorareg.cli.web.guard import Limits
+from lorareg.registry.peft_format import read_adapter
 from lorareg.registry.reader import Reader
 from lorareg.registry.store import Registry
-from lorareg.registry.types import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from lorareg.registry.types import CARD_FILE, CONFIG_FILE, DIFFUSERS_FILE, WEIGHTS_FILE
 
 Serve = Callable[..., TestClient]
 
@@ -222,3 +229,97 @@ def test_uploads_at_once_are_bounded(serve: Serve, tokens: Any) -> None:
         "/api/models/team/new/commit/main", content=lines({}), headers=tokens.headers("write")
     )
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+def test_a_full_disk_takes_no_place_for_good(
+    serve: Serve, tokens: Any, make_adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    client = serve()
+
+    def push() -> Any:
+        body, headers = lines(files_of(make_adapter())), tokens.headers("write")
+        return client.post("/api/models/team/new/commit/main", content=body, headers=headers)
+
+    with monkeypatch.context() as full:
+        full.setattr(uploads.tempfile, "mkdtemp", fail)
+        assert [push().status_code for _ in range(3)] == [503] * 3
+    assert push().status_code == 200
+
+
+def test_what_is_refused_is_in_the_audit_log_and_short(push: Any, home: Path) -> None:
+    for body in (b"not json", lines({}, parent="0" * 40), lines({"a" * 1_000_000: b""})):
+        assert push("team/new", body).status_code in (400, 412)
+    said = (home / AUDIT_FILE).read_text().splitlines()
+    events = [json.loads(line) for line in said if "upload refused" in line]
+    assert [event["reason"][:25] for event in events] == [
+        "Line 1 of the commit is n",
+        "The task has another vers",
+        "File path 'aaaaaaaaaaaaaa",
+    ]
+    assert max(map(len, said)) < 1000
+
+
+def test_small_bodies_are_small(serve: Serve, tokens: Any) -> None:
+    """Whoever may read may ask these, many at once: what they bring is not kept in memory until it is looked at."""
+    client = serve()
+    large = b'{"paths": ["' + b"a" * (2 << 20) + b'"]}'
+    for kind in ("none", "read"):
+        told = client.post("/api/models/man-de/paths-info/main", content=large, headers=tokens.headers(kind))
+        assert told.status_code == 413
+    create = client.post("/api/repos/create", content=large, headers=tokens.headers("write"))
+    assert create.status_code == 413
+
+
+def test_a_line_cannot_take_many_times_its_bytes(push: Any) -> None:
+    body = b'{"key": "header", "value": [' + b"[]," * 500_000 + b"[]]}"
+    assert "too many parts" in push("team/new", body).json()["error"]
+
+
+def test_of_two_pushes_from_one_version_the_second_is_refused(
+    push: Any, home: Path, make_adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = push("team/new", lines(files_of(make_adapter()))).json()["commitOid"]
+    bodies = [lines(files_of(make_adapter(str(seed), seed=seed)), parent=parent) for seed in (1, 2)]
+    real, meet = uploads._complete, threading.Barrier(2, timeout=1)
+
+    def complete(*given: Any) -> None:
+        with suppress(threading.BrokenBarrierError):
+            meet.wait()  # both have looked at the version before, if they can
+        real(*given)
+
+    monkeypatch.setattr(uploads, "_complete", complete)
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda body: push("team/new", body).status_code, bodies))
+    assert sorted(answers) == [200, 412]
+    with Reader(home) as reader:
+        assert len(reader.adapters(name="team/new")) == 2
+
+
+@pytest.fixture
+def lone(home: Path, tmp_path: Path) -> Callable[[float], bytes]:
+    """Weights in one file, as diffusers writes them; the first are those of `team/picture`."""
+    path = tmp_path / DIFFUSERS_FILE
+
+    def make(value: float) -> bytes:
+        shapes = {"A": (2, 4), "B": (4, 2)}
+        tensors = {f"unet.down.to_q.lora_{ab}.weight": np.full(s, value, np.float32) for ab, s in shapes.items()}
+        save_file(tensors, path, {"format": "pt"})
+        return path.read_bytes()
+
+    make(1)
+    with Registry.open(home, create=False) as registry:
+        registry.ingest(read_adapter(path, "some/unet"), name="team/picture")
+    return make
+
+
+def test_a_lone_file_has_versions_too(push: Any, home: Path, lone: Callable[[float], bytes]) -> None:
+    answer = push("team/picture", lines({DIFFUSERS_FILE: lone(2)}))
+    assert answer.status_code == 200, answer.text
+    assert push.client.get(f"/team/picture/resolve/main/{DIFFUSERS_FILE}").content == lone(2)
+    with Reader(home) as reader:
+        assert {one.base_model for one in reader.adapters(name="team/picture")} == {"some/unet"}
+    again = push("team/picture", lines({DIFFUSERS_FILE: lone(2)}))
+    assert again.json()["commitOid"] == answer.json()["commitOid"]
