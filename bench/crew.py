@@ -1,6 +1,6 @@
 """What sharing `compress` among processes gains: adapters a second to encode and to train, by number of processes.
 
-    python bench/crew.py [FOLDER] [--nproc 1,2] [--copies N] [--steps N] [--work DIR] [--out FILE]
+    python bench/crew.py [FOLDER] [--nproc 1,2] [--copies N] [--steps N] [--skip encode|train] [--work DIR] [--out FILE]
 
 Every adapter of FOLDER (those that the project ships, by default) is ingested N times under names of its own; each
 number of processes compresses a copy of that registry: once with `--arch mean`, for encoding, and once with `--arch
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,21 @@ ROOT = Path(__file__).parents[1]
 TOLERANCE = 0.2
 
 
+class TrainedError(Exception):
+    """Training is over, and nothing else was asked for."""
+
+
 class Stages(Silent):
     """Keeps how long each stage took, those within another aside."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_training: bool) -> None:
+        self.only_training = only_training
         self.took_s: dict[str, float] = {}
         self._open: list[tuple[str, float]] = []
 
     def start(self, stage: str, total: int) -> None:
+        if self.only_training and stage.startswith("encoding"):
+            raise TrainedError
         self._open.append((stage.split(" ")[0], time.perf_counter()))
 
     def finish(self) -> None:
@@ -59,13 +67,14 @@ def fill(home: Path, folder: Path, copies: int) -> int:
     return copies * len(paths)
 
 
-def run(home: Path, nproc: int, options: CompressOptions) -> Row:
-    """Compress a registry; gives seconds by stage, and what was made."""
-    stages = Stages()
-    started = time.perf_counter()
-    with Registry.open(home, create=False) as registry, crew_of(nproc, home, stages) as crew:
-        joined_s = time.perf_counter() - started
-        compress(registry, (), options, stages, crew)
+def run(home: Path, nproc: int, options: CompressOptions, *, only_training: bool = False) -> Row:
+    """Compress a registry, or only train for it; gives seconds by stage, and what was made."""
+    stages = Stages(only_training=only_training)
+    started, joined_s = time.perf_counter(), 0.0
+    with Registry.open(home, create=False) as registry:
+        with suppress(TrainedError), crew_of(nproc, home, stages) as crew:
+            joined_s = time.perf_counter() - started
+            compress(registry, (), options, stages, crew)
         encodings = [e for cohort in registry.cohorts() for e in registry.encodings(cohort.id)]
         metrics: dict[str, Any] = {}
         for generator in registry.generators():
@@ -93,7 +102,7 @@ def encoding(template: Path, work: Path, nproc: int, count: int) -> Row:
 def training(template: Path, work: Path, nproc: int, steps: int) -> Row:
     """The row of training with so many processes."""
     home = Path(shutil.copytree(template, work / f"slots-{nproc}"))
-    found = run(home, nproc, CompressOptions(Contract(TOLERANCE), "slots", steps=steps))
+    found = run(home, nproc, CompressOptions(Contract(TOLERANCE), "slots", steps=steps), only_training=True)
     shutil.rmtree(home)
     metrics = found["metrics"]
     return {
@@ -111,20 +120,15 @@ def arguments() -> Namespace:
     parser.add_argument("--nproc", default="1,2", help="numbers of processes, separated by commas")
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--skip", choices=["encode", "train"], help="what is not to be measured")
     parser.add_argument("--work", type=Path, help="where registries are made (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "crew.json")
     return parser.parse_args()
 
 
-def main() -> None:
-    asked = arguments()
-    numbers = [int(number) for number in asked.nproc.split(",")]
-    with tempfile.TemporaryDirectory(dir=asked.work) as folder:
-        work = Path(folder)
-        count = fill(work / "template", asked.folder, asked.copies)
-        encoded = [encoding(work / "template", work, number, count) for number in numbers]
-        same = all(row["codes"] == encoded[0]["codes"] for row in encoded)
-        print(f"{count} adapters; codes {'are the same bytes' if same else 'DIFFER'} for every number of processes")
+def show(encoded: list[Row], trained: list[Row]) -> None:
+    """Both tables, as far as they were measured."""
+    if encoded:
         print_table(
             ["processes", "start s", "plan s", "encode s", "adapters/s", "speed-up"],
             [
@@ -137,7 +141,7 @@ def main() -> None:
                 for row in encoded
             ],
         )
-        trained = [training(work / "template", work, number, asked.steps) for number in numbers]
+    if trained:
         print_table(
             ["processes", "device", "steps/s", "refine s", "loss"],
             [
@@ -151,8 +155,24 @@ def main() -> None:
                 for row in trained
             ],
         )
-    for row in encoded:
-        del row["codes"]
+
+
+def main() -> None:
+    asked = arguments()
+    numbers = [int(number) for number in asked.nproc.split(",")]
+    encoded: list[Row] = []
+    trained: list[Row] = []
+    with tempfile.TemporaryDirectory(dir=asked.work) as folder:
+        work = Path(folder)
+        count = fill(work / "template", asked.folder, asked.copies)
+        for number in numbers:
+            if asked.skip != "encode":
+                encoded.append(encoding(work / "template", work, number, count))
+            if asked.skip != "train":
+                trained.append(training(work / "template", work, number, asked.steps))
+    same = len({tuple(row.pop("codes")) for row in encoded}) <= 1
+    print(f"{count} adapters; codes {'are the same bytes' if same else 'DIFFER'} for every number of processes")
+    show(encoded, trained)
     write_json(asked.out, {"machine": machine(), "adapters": count, "same": same, "encode": encoded, "train": trained})
     if not same:
         sys.exit("codes differ")

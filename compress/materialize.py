@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from lorareg.registry.unbundle import Parcel
 
 ADAPTER_FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, SAMPLES_FILE, EVAL_FILE, EVAL_SUMMARY_FILE}
+KEPT_GENERATORS = 2
+"""Unpacked generators that a process holds: adapters that are decoded one after another mostly share theirs."""
+
 EXACT = {"relative_error": 0.0, "cosine": 1.0, "exact": True}
 
 
@@ -171,7 +175,7 @@ def restore_weights(lookup: Lookup, adapter: Adapter, encoding: Encoding | NewEn
     loaded = None
     if encoding.generator_id is not None:
         row = lookup.generator(encoding.generator_id)
-        loaded = LoadedGenerator.from_bytes(lookup.blobs.get(row.sha256), row.sha256, layout)
+        loaded = _load(lookup.blobs.get(row.sha256), row.sha256, layout)
     what = f"Adapter {adapter.ref!r}"
     extras = restore_extras(lookup, adapter, layout) if encoding.tier != "lossless" else None
     output = decode(lookup.blobs.get(encoding.sha256), layout, loaded, what, extras)
@@ -187,11 +191,17 @@ def decode_parcel(parcel: Parcel, read: Callable[[str], bytes]) -> str:
     """
     what, layout, loaded = f"Adapter {parcel.ref!r}", parcel.layout, None
     if parcel.generator is not None:
-        loaded = LoadedGenerator.from_bytes(read(parcel.generator), parcel.generator, layout)
+        loaded = _load(read(parcel.generator), parcel.generator, layout)
     extras = None
     if parcel.encoding["tier"] != "lossless":
         extras = unpack_extras({path: read(digest) for path, digest in parcel.extras.items()}, layout, what)
     return sha256_hex(decode(read(parcel.encoding["sha256"]), layout, loaded, what, extras))
+
+
+@lru_cache(maxsize=KEPT_GENERATORS)
+def _load(data: bytes, sha256: str, layout: Layout) -> LoadedGenerator:
+    """A generator whose file was read, and verified, just now: reading it again costs little, unpacking it a lot."""
+    return LoadedGenerator.from_bytes(data, sha256, layout)
 
 
 def restore_extras(lookup: Lookup, adapter: Adapter, layout: Layout) -> Extras:

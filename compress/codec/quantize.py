@@ -89,6 +89,6 @@ def quantise(values: Float64, steps: Float64) -> tuple[Int64, Int64]:
 
 
 def dequantise(symbols: Int64, steps: Float64) -> Float64:
-    """The values that symbols (rows, width) stand for, each row with its own step (rows,)."""
-    values: Float64 = (symbols - np.sign(symbols) * PULL) * steps[:, None]
+    """The values that symbols (..., rows, width) stand for, each row with its own step (..., rows)."""
+    values: Float64 = (symbols - np.sign(symbols) * PULL) * steps[..., None]
     return values

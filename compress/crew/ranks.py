@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,10 +35,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 MESSAGE, END = "order", "end"
 PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others to come to a collective operation; one that ends is noticed at once."""
+"""How long a process waits for an order, or for others in a collective operation; that one ended is seen at once."""
 
-GLANCE = timedelta(seconds=1)
-"""Between two looks at whether all are still there."""
+GLANCE_S = 0.02
+"""Between two looks at whether a result is there, and all processes are."""
 
 JOIN = timedelta(seconds=120)
 
@@ -89,8 +90,7 @@ class Ranks:
     def _next(self) -> Order:
         number, self._posted = self._posted, self._posted + 1
         try:
-            while not self._is_there(f"size/{number}"):
-                pass
+            self.board.wait([f"size/{number}"], PATIENCE)
             content = torch.empty(int(self.board.get(f"size/{number}")), dtype=torch.uint8)
             dist.broadcast(content, 0)
         except RuntimeError:  # rank 0 is gone, and with it the reason to be here
@@ -121,8 +121,9 @@ class Ranks:
         """
         key = f"result/{order.number}/{job}"
         with self.together():
-            while not self._is_there(key):
+            while not self.board.check([key]):
                 self._expect_all()
+                time.sleep(GLANCE_S)
             found: dict[str, Any] = json.loads(self.board.get(key))
             self.board.delete_key(key)
         return found
@@ -162,14 +163,6 @@ class Ranks:
         for rank, worker in enumerate(self.workers, 1):
             if worker.poll() is not None:
                 raise LostRankError(rank=rank, reason=f"it ended with exit code {worker.returncode}")
-
-    def _is_there(self, key: str) -> bool:
-        """Whether a key comes to be there within a glance."""
-        try:
-            self.board.wait([key], GLANCE)
-        except dist.DistStoreError:  # the time is over
-            return False
-        return True
 
     # -- training -------------------------------------------------------------------------------
 

@@ -109,7 +109,13 @@ def train_generator(
 
     With several `trainers` all of them call this, and all get the same; the first keeps the checkpoint.
     """
-    trainers = trainers or Trainers()
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        return _train(group, config, checkpoint, reporter, trainers or Trainers())
+
+
+def _train(
+    group: Group, config: TrainConfig, checkpoint: Checkpoint, reporter: Reporter, trainers: Trainers
+) -> Trained:
     torch.manual_seed(config.seed)
     own = replace(group, adapters=group.adapters[trainers.own], conditions=group.conditions[trainers.own])
     examples = Examples.of(own, config.arch, trainers.device)
