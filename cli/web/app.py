@@ -63,7 +63,8 @@ def make_app(settings: Settings) -> ASGIApp:
     upstream = _upstream(settings.upstream)
 
     async def refused(request: Request, error: Exception) -> Response:
-        if upstream is not None and refusal_of(error).status == 404 and upstream.serves(request):
+        # Of a task that is here, nothing comes from elsewhere: there its name may be a stranger's.
+        if upstream is not None and refusal_of(error).code == "RepoNotFound" and upstream.serves(request):
             try:
                 answer: Response = await upstream.answer(request)
                 return answer

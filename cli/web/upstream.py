@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from urllib.parse import quote
 
 import httpx2
 from starlette.requests import Request
@@ -47,7 +48,7 @@ class Upstream:
 
     def serves(self, request: Request) -> bool:
         """Whether a request may be passed on."""
-        path = request.url.path
+        path = request.scope["path"]
         inner = ".." not in path.split("/")
         return request.method in ("GET", "HEAD") and inner and _PATH.fullmatch(path) is not None
 
@@ -57,12 +58,14 @@ class Upstream:
         Raises:
             RefusedError: 502 where it says nothing that can be passed on, 503 where it does not answer.
         """
-        url = httpx2.URL(f"{self.url}{request.url.path}").copy_with(query=request.url.query.encode() or None)
+        # Quoted anew, so that what was quoted twice (%252e%252e) does not become a way out of the path over there.
+        path = quote(request.scope["path"], safe="/:@!$&'()*+,;=~")
+        url = httpx2.URL(f"{self.url}{path}").copy_with(query=request.url.query.encode() or None)
         headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
         headers["accept-encoding"] = "identity"
         try:
             found = await self._asked(request.method, url, headers)
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise busy(503, "The upstream hub does not answer.") from error
         if found.status_code >= 500 or found.status_code in (401, 403):
             await found.aclose()

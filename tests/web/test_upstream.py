@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from lorareg.cli.web.upstream import Upstream
+
 Serve = Callable[..., TestClient]
 BODY = b"weights of a base model" * 1000
 
@@ -88,6 +90,29 @@ def test_what_is_here_comes_from_here(serve: Serve, elsewhere: Elsewhere) -> Non
     assert client.get("/api/models/man-de").status_code == 200
     assert client.get("/man-de/resolve/main/adapter_config.json").status_code == 200
     assert elsewhere.seen == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/man-de/resolve/main/pytorch_model.bin", "/man-de/resolve/v9/adapter_config.json", "/api/models/man-de/tree/v9"],
+)
+def test_what_a_task_lacks_does_not_come_from_elsewhere(
+    serve: Serve, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """There its name may be a stranger's, who would have a client load what they put beside our weights."""
+    asked = []
+    monkeypatch.setattr(Upstream, "answer", lambda self, request: asked.append(request))
+    answer = serve(upstream=elsewhere.url).get(path)
+    assert (answer.status_code, asked) == (404, [])
+
+
+def test_a_path_is_passed_on_as_it_was_asked_for(serve: Serve, elsewhere: Elsewhere) -> None:
+    client = serve(upstream=elsewhere.url)
+    for path in ("a%3Fb%23c", "a%25b"):
+        assert client.get(f"/base/model/resolve/main/{path}").status_code == 200, path
+        assert elsewhere.seen[-1].scope["raw_path"].decode().rpartition("/")[2].upper() == path.upper()
+    for path in ("%01", "%7f"):
+        assert client.get(f"/base/model/resolve/main/{path}").status_code != 500
 
 
 @pytest.mark.parametrize(
