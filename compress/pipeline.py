@@ -20,6 +20,7 @@ from typing import get_args
 
 from lorareg.compress.codec.codecs import LoadedGenerator
 from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
+from lorareg.compress.contracts.gate import Ask
 from lorareg.compress.contracts.judge import Judge, Judges
 from lorareg.compress.contracts.source import Source, refusal, source_of
 from lorareg.compress.crew.jobs import Workplace
@@ -123,6 +124,7 @@ class _CohortRun:
         self.tolerance = self.contract.planned_error
         self.vectors = TaskVectors(registry, options.base_model, reporter)
         self.messages: list[str] = []
+        self.recorder = Recorder(registry, cohort, self.contract, reporter, self.messages)
 
     def run(self) -> CohortSummary:
         """Encode what needs it and sum up."""
@@ -239,8 +241,8 @@ class _CohortRun:
             left = [task for task in left if task.adapter.id not in known]
             if covered:
                 conditions, latents = self._fit(loaded, covered)
-                drawn = Drawn(record, loaded, data, latents, conditions)
-                users = self._record(covered, self._team(covered), drawn, None, self._owed(record, known))
+                drawn, owed = Drawn(record, loaded, data, latents, conditions), self._owed(record, known)
+                users = self.recorder.record_all(covered, self._team(covered), drawn, Ask(self.tolerance), owed)
                 self.messages.append(f"{users} of {len(covered)} encoded against generator {_label(record)}")
         return left
 
@@ -284,7 +286,7 @@ class _CohortRun:
             plan, self.tolerance = choice.best(), choice.tolerance
             self.messages.append(choice.message)
         if plan.loaded is None:
-            self._record(tasks, team, None, plan.step)
+            self.recorder.record_all(tasks, team, None, Ask(self.tolerance, plan.step))
         else:
             self._encode_with_new(tasks, team, plan, conditions)
         if choice is not None:
@@ -321,23 +323,9 @@ class _CohortRun:
         file = self.registry.blobs.get(record.sha256)
         loaded = LoadedGenerator.from_bytes(file, record.sha256, self.layout)
         drawn = Drawn(record, loaded, file, plan.latents, conditions)
-        users = self._record(tasks, team, drawn, plan.step, len(plan.file))
+        users = self.recorder.record_all(tasks, team, drawn, Ask(self.tolerance, plan.step), len(plan.file))
         if not users:
             self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
-
-    def _record(
-        self,
-        tasks: Sequence[Source],
-        team: CodingTeam,
-        drawn: Drawn | None,
-        step: float | None,
-        generator_bytes: float = 0.0,
-    ) -> int:
-        """Encode and record each; gives the number of codes that use the generator."""
-        recorder = Recorder(self.registry, self.cohort, self.contract, self.tolerance, self.reporter)
-        users = recorder.record_all(tasks, team, drawn, step, generator_bytes)
-        self.messages += recorder.messages
-        return users
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
         encodings = self.registry.encodings(self.cohort.id)

@@ -11,6 +11,7 @@ from lorareg.compress.codec.codecs import LoadedGenerator
 from lorareg.compress.codec.extras import is_reference, pack_extras
 from lorareg.compress.contracts.contract import Contract
 from lorareg.compress.contracts.course import Course
+from lorareg.compress.contracts.gate import Ask
 from lorareg.compress.contracts.rate import Budget, plan_budget
 from lorareg.compress.contracts.source import Source
 from lorareg.compress.crew.jobs import Job, Made
@@ -47,28 +48,33 @@ class Recorder:
     """Brings the adapters of groups of one cohort under one contract."""
 
     def __init__(
-        self, registry: Registry, cohort: Cohort, contract: Contract, tolerance: float, reporter: Reporter
+        self, registry: Registry, cohort: Cohort, contract: Contract, reporter: Reporter, messages: list[str]
     ) -> None:
+        """What the user should hear of it is added to `messages`."""
         self.registry, self.cohort, self.contract = registry, cohort, contract
-        self.tolerance, self.reporter = tolerance, reporter
-        self.messages: list[str] = []  # what the user should hear of it
+        self.reporter, self.messages = reporter, messages
 
     def record_all(
         self,
         tasks: Sequence[Source],
         team: CodingTeam,
         drawn: Drawn | None,
-        step: float | None,
+        ask: Ask,
         generator_bytes: float = 0.0,
     ) -> int:
         """Encode and record each; gives the number of codes that use the generator.
 
-        `generator_bytes` are taken from the budget, where there is one.
+        Args:
+            tasks: the adapters.
+            team: those who encode them.
+            drawn: the generator they are encoded against, if any.
+            ask: what the first are asked.
+            generator_bytes: taken from the budget, where there is one.
         """
         users, spent, share = 0, 0, self.contract.budget
         total = None if share is None else share * sum(len(t.original.data) for t in tasks) - generator_bytes
-        budget = None if total is None else self._plan_budget(team, drawn, len(tasks), total)
-        course = Course(self.contract, self.tolerance, step, budget)
+        budget = None if total is None else self._plan_budget(team, drawn, ask, len(tasks), total)
+        course = Course(self.contract, ask.relative_error, ask.step, budget)
         record, loaded = (drawn.record, drawn.loaded) if drawn is not None else (None, None)
         self.reporter.start(f"encoding {self.cohort.name}", len(tasks))
         for wave in course.waves(len(tasks)):
@@ -92,7 +98,7 @@ class Recorder:
             self._judge_budget(spent, max(total, 0.0), generator_bytes)
         return users
 
-    def _plan_budget(self, team: CodingTeam, drawn: Drawn | None, count: int, total_bytes: float) -> Budget:
+    def _plan_budget(self, team: CodingTeam, drawn: Drawn | None, ask: Ask, count: int, total_bytes: float) -> Budget:
         """The tolerance at which the codes of all together take so many bytes."""
 
         def sizes_at(indices: Sequence[int], tolerance: float) -> list[int]:
@@ -100,7 +106,7 @@ class Recorder:
             trials = [Trial(i, tolerance, None, *own) for i, own in zip(indices, inputs, strict=True)]
             return [size.code_bytes for size in team.sizes(b"" if drawn is None else drawn.file, trials)]
 
-        return plan_budget(count, sizes_at, total_bytes, self.tolerance, tuned=self.contract.distill)
+        return plan_budget(count, sizes_at, total_bytes, ask.relative_error, tuned=self.contract.distill)
 
     def _judge_budget(self, spent: int, budget: float, generator_bytes: float) -> None:
         """Say where a budget could not be met, or not be used up."""

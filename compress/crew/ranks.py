@@ -29,7 +29,6 @@ from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: 
 
 from lorareg.compress.generators.trainers import Trainers
 from lorareg.registry.errors import LostRankError
-from lorareg.registry.home import HOME_VARIABLE
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -41,6 +40,7 @@ GLANCE_S = 0.02
 """Between two looks at whether a result is there, and all processes are."""
 
 JOIN = timedelta(seconds=120)
+LAST_WORDS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,9 @@ class Ranks:
     def __init__(self, store: Store, rank: int, size: int, workers: list[subprocess.Popen[bytes]]) -> None:
         """Join the group; returns when all have."""
         self.rank, self.size, self.workers = rank, size, workers
-        dist.init_process_group("gloo", store=PrefixStore("group", store), rank=rank, world_size=size, timeout=PATIENCE)
         self.board = PrefixStore("board", store)
+        self._expect_joined()
+        dist.init_process_group("gloo", store=PrefixStore("group", store), rank=rank, world_size=size, timeout=PATIENCE)
         self.trainers = self._trainers()
         self._posted = 0
 
@@ -146,9 +147,7 @@ class Ranks:
 
     def abandon(self) -> None:
         """Rank 0 cannot go on: what it started ends at once."""
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
+        end_all(self.workers)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -156,8 +155,22 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            if not _is_of_the_group(error):
+                raise
+            time.sleep(LAST_WORDS_S)  # a connection closes a moment before its process has ended
             self._expect_all()
             raise LostRankError(rank="another", reason=f"it does not answer ({str(error).splitlines()[0]})") from error
+
+    def _expect_joined(self) -> None:
+        """Wait for the processes that were started here: to join a group with one that ended has no end."""
+        self.board.set(f"joined/{self.rank}", "")
+        until = time.monotonic() + JOIN.total_seconds()
+        for rank in range(1, len(self.workers) + 1):
+            while not self.board.check([f"joined/{rank}"]):
+                self._expect_all()
+                if time.monotonic() > until:
+                    raise LostRankError(rank=rank, reason=f"it did not start within {JOIN.total_seconds():.0f} s")
+                time.sleep(GLANCE_S)
 
     def _expect_all(self) -> None:
         for rank, worker in enumerate(self.workers, 1):
@@ -197,29 +210,41 @@ def launch(count: int, home: Path) -> Ranks:
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=JOIN)
     threads = str(max(1, (os.cpu_count() or 1) // count))
-    shared = {
+    command = [sys.executable, "-m", "lorareg.cli", "compress", "--home", str(home.absolute())]
+    shared = {  # what makes such a command a worker
         **os.environ,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "WORLD_SIZE": str(count),
-        HOME_VARIABLE: str(home.absolute()),
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "lorareg.compress.crew.worker"],
+            command,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for this process, which ends those
         )
         for rank in range(1, count)
     ]
     try:
         return Ranks(store, 0, count, workers)
-    except RuntimeError as error:
-        codes = [worker.poll() for worker in workers]
-        for worker in workers:
-            worker.kill()
-        raise LostRankError(rank="another", reason=f"it did not start (exit codes {codes})") from error
+    except BaseException:
+        end_all(workers)
+        raise
+
+
+def end_all(workers: list[subprocess.Popen[bytes]]) -> None:
+    """End processes that were started here, at once."""
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
+def _is_of_the_group(error: RuntimeError) -> bool:
+    """Whether an error is about the other processes, and not about what this one computes."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in said for word in ("gloo", "nccl", "connection"))
 
 
 def _metadata(data: bytes) -> dict[str, str]:

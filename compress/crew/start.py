@@ -12,13 +12,13 @@ from lorareg.compress.crew.solo import Crew, Solo
 from lorareg.compress.progress import Reporter
 from lorareg.registry.errors import MissingExtraError
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that torchrun and accelerate set."""
+LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that torchrun and accelerate set, beside WORLD_SIZE."""
 
 
 def is_launched() -> bool:
     """Whether this process was started as one of several, by `torchrun`, say, or `accelerate launch`."""
-    return all(name in os.environ for name in LAUNCHED)
+    return os.environ.get("WORLD_SIZE", "1") != "1" and all(name in os.environ for name in LAUNCHED)
 
 
 def is_worker() -> bool:
@@ -53,9 +53,9 @@ def work_for_leader(home: Path | None) -> None:
     Raises:
         MissingExtraError: torch is not installed.
     """
-    worker = _rooms().worker
-    ranks = worker.join()
-    worker.work(ranks, home)
+    rooms = _rooms()
+    ranks = rooms.ranks.join()
+    rooms.worker.work(ranks, home)
     ranks.end()
 
 

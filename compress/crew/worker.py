@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +13,7 @@ from lorareg.compress.contracts.judge import Judge
 from lorareg.compress.contracts.source import Source, source_of
 from lorareg.compress.crew.jobs import Workplace, one_thread
 from lorareg.compress.crew.messages import CODES, SIZES, TRAIN, Setting, error_to, jobs_of, trials_of
-from lorareg.compress.crew.ranks import Order, Ranks, join
-from lorareg.compress.generators.checkpoint import Checkpoint
+from lorareg.compress.crew.ranks import Order, Ranks
 from lorareg.compress.generators.generator import unpack_generator
 from lorareg.compress.generators.group import Group
 from lorareg.compress.generators.train import TrainConfig, train_generator
@@ -57,9 +54,11 @@ class _Worker:
         if self.order.kind == TRAIN:
             self._train()
             return
-        do = {SIZES: self._sizing, CODES: self._coding}[self.order.kind]()
+        prepare = {SIZES: self._sizing, CODES: self._coding}[self.order.kind]
+        do: Job | None = None
         while (place := self.ranks.take(self.order)) < len(self.setting.refs):
             try:
+                do = do or prepare()
                 result = do(place)
             except LoraregError as error:
                 result = {"error": error_to(error)}
@@ -110,22 +109,8 @@ class _Worker:
             tolerance=settings["tolerance"],
             scratch=scratch,
         )
-        nowhere = Checkpoint(scratch / "checkpoint-of-no-use")  # rank 0 keeps it
-        train_generator(group, TrainConfig(**settings["config"]), nowhere, Silent(), self.ranks.trainers)
+        train_generator(group, TrainConfig(**settings["config"]), None, Silent(), self.ranks.trainers)
 
     def _source(self, place: int) -> Source:
         adapter = self.reader.adapter(self.setting.refs[place])
         return source_of(self.reader, adapter, self.layout, self.reader.encoding(adapter.id))
-
-
-def main() -> int:
-    """Work in a process that rank 0 started."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends this one
-    ranks = join()
-    work(ranks)  # the registry is the one that LORAREG_HOME names
-    ranks.end()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

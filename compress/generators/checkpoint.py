@@ -43,32 +43,34 @@ class Checkpoint:
         except FileNotFoundError:
             return b""
 
-    def restore(self, data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator) -> int:
-        """Restore the state in a checkpoint's content, if it fits; returns how many steps it has done."""
-        if not data:
-            return 0
-        try:
-            tensors = load(data)
-            step = int(tensors.pop("step"))
-            if not _fits(tensors, model):
-                return 0
-            self._restore(tensors, model, optimizer, order)
-        except (SafetensorError, KeyError, ValueError, RuntimeError):
-            # A checkpoint saves time and nothing else: one that cannot be read is not worth failing for.
-            return 0
-        return step
 
-    def _restore(
-        self, tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator
-    ) -> None:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                state.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        order.set_state(tensors["order"])
+def restore(data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator) -> int:
+    """Restore the state in a checkpoint's content, if it fits; returns how many steps it has done."""
+    if not data:
+        return 0
+    try:
+        tensors = load(data)
+        step = int(tensors.pop("step"))
+        if not _fits(tensors, model):
+            return 0
+        _restore(tensors, model, optimizer, order)
+    except (SafetensorError, KeyError, ValueError, RuntimeError):
+        # A checkpoint saves time and nothing else: one that cannot be read is not worth failing for.
+        return 0
+    return step
+
+
+def _restore(
+    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator
+) -> None:
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    order.set_state(tensors["order"])
 
 
 def _fits(tensors: dict[str, Tensor], model: nn.Module) -> bool:

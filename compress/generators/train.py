@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lorareg.compress.generators import conv1d_decoder, slots_decoder
-from lorareg.compress.generators.checkpoint import Checkpoint
+from lorareg.compress.generators.checkpoint import Checkpoint, restore
 from lorareg.compress.generators.examples import MODULES, Examples
 from lorareg.compress.generators.generator import Generator, Int8
 from lorareg.compress.generators.group import Group
@@ -103,18 +103,22 @@ class Trained:
 
 
 def train_generator(
-    group: Group, config: TrainConfig, checkpoint: Checkpoint, reporter: Reporter, trainers: Trainers | None = None
+    group: Group,
+    config: TrainConfig,
+    checkpoint: Checkpoint | None,
+    reporter: Reporter,
+    trainers: Trainers | None = None,
 ) -> Trained:
     """Train, round, refine. Interrupted, it leaves a checkpoint from which the same call goes on.
 
-    With several `trainers` all of them call this, and all get the same; the first keeps the checkpoint.
+    With several `trainers` all of them call this, and all get the same; the first has the checkpoint.
     """
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         return _train(group, config, checkpoint, reporter, trainers or Trainers())
 
 
 def _train(
-    group: Group, config: TrainConfig, checkpoint: Checkpoint, reporter: Reporter, trainers: Trainers
+    group: Group, config: TrainConfig, checkpoint: Checkpoint | None, reporter: Reporter, trainers: Trainers
 ) -> Trained:
     torch.manual_seed(config.seed)
     own = replace(group, adapters=group.adapters[trainers.own], conditions=group.conditions[trainers.own])
@@ -179,14 +183,15 @@ def _fit(
     examples: Examples,
     total: int,
     config: TrainConfig,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     reporter: Reporter,
     trainers: Trainers,
 ) -> dict[str, float]:
     """The training loop over `total` adapters; gives the last losses and the time it took."""
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     order = torch.Generator().manual_seed(config.seed)
-    first = checkpoint.restore(trainers.first(checkpoint.read()), model, optimizer, order)
+    kept = trainers.first(b"" if checkpoint is None else checkpoint.read())
+    first = restore(kept, model, optimizer, order)
     batch_loss = trainers.parallel(_BatchLoss(model, examples, config, trainers))
     smooth, best, best_step, step = 1.0, float("inf"), first, first
     reporter.start(f"training the {config.arch} generator", config.steps)
@@ -214,7 +219,7 @@ def _fit(
                 best, best_step = smooth, step
             if step - best_step > config.patience_steps:
                 break
-            if (step + 1) % config.checkpoint_steps == 0 and trainers.index == 0:
+            if checkpoint is not None and (step + 1) % config.checkpoint_steps == 0:
                 checkpoint.save(step + 1, model, optimizer, order)
     finally:
         reporter.finish()

@@ -21,6 +21,7 @@ pytest.importorskip("torch")
 from lorareg.compress.contracts.contract import Contract
 from lorareg.compress.contracts.course import Outcome
 from lorareg.compress.contracts.gate import Ask
+from lorareg.compress.crew import ranks
 from lorareg.compress.crew.jobs import Job, Made
 from lorareg.compress.crew.messages import Setting, error_from, error_to, job_arrays, jobs_of, trial_arrays, trials_of
 from lorareg.compress.planning.team import Trial
@@ -39,6 +40,17 @@ def compressed(home: Path, *options: str, launcher: Sequence[str] = ALONE, **env
     command = [sys.executable, *launcher, "compress", *options]
     environment = {**os.environ, "LORAREG_HOME": str(home), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def started(home: Path, *options: str) -> subprocess.Popen[str]:
+    """Start `lorareg compress` on a registry, and leave it running."""
+    return subprocess.Popen(
+        [sys.executable, *ALONE, "compress", *options],
+        env={**os.environ, "LORAREG_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 def contents(home: Path) -> tuple[list[Any], list[Any]]:
@@ -172,14 +184,8 @@ def test_batch_norm_is_not_split(filled: Callable[[str], Path]) -> None:
 @pytest.mark.slow
 def test_a_killed_rank_is_told_and_training_goes_on_from_its_checkpoint(filled: Callable[[str], Path]) -> None:
     home = filled("killed")
-    options = ["compress", "--arch", "slots", "--steps", "100000", "--nproc", "2"]
-    process = subprocess.Popen(
-        [sys.executable, *ALONE, *options],
-        env={**os.environ, "LORAREG_HOME": str(home), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    options = ("--arch", "slots", "--steps", "100000", "--nproc", "2")
+    process = started(home, *options)
     wait_for(lambda: any((home / "checkpoints").glob("*.safetensors")), process)
     (worker,) = children_of(process.pid)
     os.kill(worker, signal.SIGKILL)
@@ -189,13 +195,7 @@ def test_a_killed_rank_is_told_and_training_goes_on_from_its_checkpoint(filled: 
     assert "Traceback" not in said
     assert contents(home) == ([], [])  # nothing half-made was recorded
 
-    go_on = subprocess.Popen(
-        [sys.executable, *ALONE, *options],
-        env={**os.environ, "LORAREG_HOME": str(home), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    go_on = started(home, *options)
     assert go_on.stderr is not None
     for line in go_on.stderr:
         if "Going on from step" in line:
@@ -220,6 +220,37 @@ def test_an_error_in_a_worker_is_the_error_of_the_run(filled: Callable[[str], Pa
     assert done.returncode == IntegrityError.exit_code
     assert digest in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes(filled: Callable[[str], Path]) -> None:
+    home = filled("stopped")
+    process = started(home, "--arch", "slots", "--steps", "100000", "--nproc", "2")
+    wait_for(lambda: any((home / "checkpoints").glob("*.safetensors")), process)
+    workers = children_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.count("Stopped"), "Traceback" in said) == (130, 1, False), said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_process_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(LostRankError, match="Process 1 of this run is lost: it ended with exit code 1"):
+        ranks.launch(2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "about_others"),
+    [
+        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:31001", True),
+        ("NCCL communicator was aborted on rank 1", True),
+        ("CUDA out of memory. Tried to allocate 20.00 GiB", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_what_fails_in_this_process_is_not_laid_on_others(said: str, about_others: bool) -> None:
+    assert ranks._is_of_the_group(RuntimeError(said)) == about_others
 
 
 # -- messages ------------------------------------------------------------------------------------
