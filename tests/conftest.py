@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import engine_stub
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -42,13 +41,7 @@ def sample_adapters() -> Path:
 @pytest.fixture(scope="session")
 def engines() -> ModuleType:
     """`engine_stub.py`: stand-ins for serving engines, as `with engines.running(engines.StubVllm()) as engine`."""
-    spec = importlib.util.spec_from_file_location("engine_stub", Path(__file__).with_name("engine_stub.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return engine_stub
 
 
 @pytest.fixture(scope="session")

@@ -152,3 +152,18 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module.compress = compress  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lorareg.compress.pipeline", module)
     return seen
+
+
+@pytest.fixture
+def tenants(home: Path, make_adapter: Callable[..., Path]) -> Path:
+    """A registry that two tenants share: 55 tasks of `a`, 3 of `b`, one of the latter removed."""
+    home = home.with_name("tenants")
+    with Registry.open(home, create=True) as registry:
+        folder = read_folder(make_adapter("a", card="Continue the novels of anchorites."))
+        for number in range(55):
+            registry.ingest(folder, name=f"a/task-{number:02}")
+        secret = read_folder(make_adapter("b", seed=1, card="Continue secret zebra diaries."))
+        for name in ("b/zebra", "b/zulu", "b/gone"):
+            registry.ingest(secret, name=name)
+        registry.remove(registry.adapter("b/gone"))
+    return home

@@ -1,12 +1,9 @@
-"""The pages for people: what they show, to whom, and that strangers' texts stay texts."""
+"""The pages for people: what they show."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from html.parser import HTMLParser
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,94 +14,18 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("starlette")
 
+from page_reader import HOSTILE, Outline, client_of, shown, tasks_on
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from lorareg.cli.plots import MAX_MODULES, module_errors
 from lorareg.cli.web.pages import finder, overview
-from lorareg.cli.web.pages.routes import not_found_page, page_routes
+from lorareg.cli.web.pages.routes import page_routes
 from lorareg.registry.errors import BaseModelError
-from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
-from lorareg.registry.report import build_report
-from lorareg.registry.schema import CertificateRow, CohortRow
+from lorareg.registry.schema import CertificateRow
 from lorareg.registry.store import Registry
-from lorareg.registry.types import SENTENCE_MODEL, Layout, NewEncoding
-
-SEE_ALL: Callable[[str], bool] = lambda name: True  # noqa: E731
-HOSTILE = "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }} \u202eRLO \x1b[2J"
-
-BASE = "x/<script>alert(4)</script>\"'); import os #"
-
-
-def client_of(home: Path, may_see: Callable[[str], bool] = SEE_ALL, **options: Any) -> TestClient:
-    routes = page_routes(lambda request: Reader(home), lambda request, name: may_see(name))
-    handlers: Mapping[Any, Any] = {404: lambda request, error: not_found_page(request)}
-    return TestClient(Starlette(routes=routes, exception_handlers=handlers), **options)
-
-
-class Outline(HTMLParser):
-    """Checks that tags nest, and collects what a screen reader would go by."""
-
-    VOID = frozenset({"meta", "link", "input", "img", "br"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(page)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-
-def shown(client: TestClient, url: str, status: int = 200) -> Outline:
-    answer = client.get(url)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    return Outline(answer.text)
-
-
-def tasks_on(page: Outline) -> list[str]:
-    links = [str(link["href"]) for link in page.named("a")]
-    return [link.removeprefix("/tasks/") for link in links if link.startswith("/tasks/")]
-
-
-@pytest.fixture
-def tenants(home: Path, make_adapter: Callable[..., Path]) -> Path:
-    """A registry that two tenants share: 55 tasks of `a`, 3 of `b`, one of the latter removed."""
-    home = home.with_name("tenants")
-    with Registry.open(home, create=True) as registry:
-        folder = read_folder(make_adapter("a", card="Continue the novels of anchorites."))
-        for number in range(55):
-            registry.ingest(folder, name=f"a/task-{number:02}")
-        secret = read_folder(make_adapter("b", seed=1, card="Continue secret zebra diaries."))
-        for name in ("b/zebra", "b/zulu", "b/gone"):
-            registry.ingest(secret, name=name)
-        registry.remove(registry.adapter("b/gone"))
-    return home
-
+from lorareg.registry.types import SENTENCE_MODEL
 
 # -- the first page ---------------------------------------------------------------------------------
 
@@ -342,115 +263,6 @@ def test_addresses_that_lead_nowhere(certified_home: Path) -> None:
     assert shown(client, "/tasks/a/b/c", 404)
 
 
-# -- who may see what -------------------------------------------------------------------------------
-
-
-def test_what_may_not_be_seen_is_not_there(tenants: Path) -> None:
-    client = client_of(tenants, lambda name: name.startswith("a/"))
-    first, second = shown(client, "/"), shown(client, "/?after=a/task-49")
-    assert "55 tasks in" in first.words
-    report = shown(client, "/report")
-    assert "55 adapters" in report.words
-    for page in (first, second, report, shown(client, "/?q=secret+zebra+diaries"), shown(client, "/?q=b")):
-        assert "zebra" not in page.words.replace("secret zebra diaries", "")
-        assert "b/" not in page.words
-        assert not [name for name in tasks_on(page) if not name.startswith("a/")]
-    hidden, missing = client.get("/tasks/b/zebra"), client.get("/tasks/b/nobody")
-    assert (hidden.status_code, hidden.content) == (missing.status_code, missing.content)
-    assert shown(client_of(tenants, lambda name: name == "b/zebra"), "/tasks/b/zebra")
-    assert "1 task in" in shown(client_of(tenants, lambda name: name == "b/zebra"), "/").words
-
-
-def test_nobody_is_asked_about_what_is_no_name(tenants: Path) -> None:
-    asked: list[str] = []
-    client = client_of(tenants, lambda name: bool(asked.append(name)))
-    assert client.get("/tasks/%3Cscript%3E").status_code == 404
-    assert asked == []
-
-
-def test_the_report_of_some_is_that_of_a_registry_of_its_own(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
-    """What others store beside it changes no figure, not even of files that both have."""
-    cards = {"one": "Of one, and of three.", "two": "Of two.", "three": "Of one, and of three."}
-    folders = {
-        name: read_folder(make_adapter(name, seed=seed, card=card)) for seed, (name, card) in enumerate(cards.items())
-    }
-    reports = []
-    for kept in (("one", "two"), ("one", "two", "three")):
-        home = tmp_path / f"of-{len(kept)}"
-        with Registry.open(home, create=True) as registry:
-            for name in kept:
-                registry.ingest(folders[name], name=name)
-                adapter = registry.adapter(name)
-                code = name.encode() * 100
-                digest = registry.blobs.put_bytes(code)
-                registry.record_encoding(
-                    NewEncoding(adapter.id, None, "fake-1", "residual", digest, len(code), "0" * 64, 900, {}, {})
-                )
-            with registry.reading() as connection:
-                built = build_report(connection, registry, {"one", "two"})
-            reports.append(replace(built, home="", created_at=""))
-    assert reports[0] == reports[1]
-    assert reports[0].totals.adapters == 2
-    assert reports[0].totals.stored["database_overhead"] == reports[0].totals.beside["orphans"] == 0
-
-
-# -- strangers' texts -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hostile_home(home: Path, make_adapter: Callable[..., Path], certify: Callable[..., None]) -> Path:
-    """A task whose every text is up to no good."""
-    modules = ("layers.0.<svg onload=alert(3)>\u202e\x1b[2J", "layers.1.'\"&amp;</title><script>x</script>")
-    config = {"base_model_name_or_path": BASE}
-    with Registry.open(home, create=False) as registry:
-        folder = read_folder(make_adapter("evil", card=None, config=config))
-        registry.ingest(folder, name="evil", description=HOSTILE)
-        adapter = registry.adapter("evil")
-        with registry.writing() as session:  # as a damaged or foreign registry may say
-            cohort = session.get_one(CohortRow, adapter.cohort_id)
-            for plain, evil in zip(Layout.from_json(cohort.layout).modules, modules, strict=True):
-                cohort.layout = cohort.layout.replace(f'"{plain}"', json.dumps(evil))
-        figures = {"relative_error": 0.1, "worst_module": modules[0], "worst_module_error": 0.2}
-        held = {"relative_error": 0.2, "<b>": "<script>"}
-        sha256 = registry.blobs.put_bytes(b"code")
-        registry.record_encoding(
-            NewEncoding(adapter.id, None, "fake-1", "residual", sha256, 4, "0" * 64, 900, held, figures)
-        )
-        certify(registry, "evil")
-    return home
-
-
-@pytest.mark.parametrize("url", ["/", "/tasks/evil", "/report", "/?q=script+alert", f"/?q={HOSTILE[:60]}"])
-def test_text_of_strangers_is_neither_markup_nor_control(hostile_home: Path, url: str) -> None:
-    client = client_of(hostile_home)
-    answer = client.get(url)
-    page = Outline(answer.text)
-    assert page.named("script") == []
-    assert [image["src"] for image in page.named("img")] == ["/static/icon.svg"]
-    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on") or key == "style"]
-    assert "\x1b" not in answer.text
-    assert "\u202e" not in answer.text
-    if url in {"/", "/tasks/evil"}:
-        assert "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }}" in page.words
-    if url == "/tasks/evil":
-        assert "layers.0.<svg onload=alert(3)>" in page.words
-
-
-@pytest.mark.parametrize("host", ["evil.example/<script>", "a b", "x'; rm -rf ~; '", 'x"', "user@evil.example"])
-def test_a_host_that_is_none_is_not_shown(certified_home: Path, host: str) -> None:
-    answer = client_of(certified_home).get("/tasks/man-nl", headers={"host": host})
-    assert "hf download" in answer.text
-    assert host not in answer.text
-    assert "HF_ENDPOINT=http://testserver" in answer.text
-
-
-def test_snippets_quote_what_they_hold(hostile_home: Path) -> None:
-    page = shown(client_of(hostile_home), "/tasks/evil")
-    (line,) = [line for line in "".join(page.text).splitlines() if line.startswith("base = ")]
-    compiled = compile(line, "snippet", "exec")
-    assert [constant for constant in compiled.co_consts if isinstance(constant, str)] == [BASE]
-
-
 # -- every page -------------------------------------------------------------------------------------
 
 PAGES = (
@@ -534,30 +346,3 @@ def test_a_registry_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptur
     assert "The registry could not be read." in page.words
     assert str(tmp_path) not in page.words
     assert "there is no registry here" in caplog.text
-
-
-# -- the plot of a task's modules ---------------------------------------------------------------------
-
-
-def test_module_errors_are_columns() -> None:
-    plot = module_errors([(f"layers.{index // 2}.{'qv'[index % 2]}", 0.1 + index / 100) for index in range(8)])
-    assert plot.count("<rect") == 8
-    assert "<title>layers.3.v: 0.1700</title>" in plot
-    assert ">layer</text>" in plot
-    assert ">modules, in their order</text>" in module_errors([("lone", 0.5)])
-
-
-def test_many_modules_share_columns_and_the_worst_is_shown() -> None:
-    errors = [(f"m{index}", 0.9 if index == 777 else 0.1) for index in range(3 * MAX_MODULES)]
-    plot = module_errors(errors)
-    assert plot.count("<rect") <= MAX_MODULES
-    assert "m777: 0.9" not in plot  # there is no such module
-    errors[500] = ("m500", 0.9)
-    assert "m500: 0.9000" in module_errors(errors)
-
-
-def test_errors_that_are_no_numbers_stand_out() -> None:
-    plot = module_errors([("a", float("nan")), ("b", float("inf")), ("c", 0.5)])
-    assert plot.count('class="tier-lossless"') == 2
-    assert module_errors([("a", float("inf"))]).count("<rect") == 1
-    assert module_errors([("a", 0.0)]) == module_errors([]) == ""

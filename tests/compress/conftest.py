@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import builders
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -25,26 +25,13 @@ from lorareg.registry.peft_format import read_folder
 from lorareg.registry.store import Registry
 from lorareg.registry.types import EVAL_FILE, SAMPLES_FILE, Adapter, Encoding, Layout
 
-
-def _load_builders() -> ModuleType:
-    """`builders.py`, which lies beside the tests and in no package."""
-    spec = importlib.util.spec_from_file_location("compress_builders", Path(__file__).with_name("builders.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_BUILDERS = _load_builders()
 MODULES = tuple(f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv")
 
 
 @pytest.fixture(scope="session")
 def make() -> ModuleType:
     """Makers of small layouts, adapters and generators: `make.layout()`, `make.original(layout)`, ..."""
-    return _BUILDERS
+    return builders
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +133,7 @@ def tiny_model(tiny_path: Path) -> Any:
 @pytest.fixture(scope="session")
 def tiny_layout() -> Layout:
     """Of adapters that fit the tiny Llama."""
-    return cast(Layout, _BUILDERS.layout(TINY_SHAPES))
+    return cast(Layout, builders.layout(TINY_SHAPES))
 
 
 @pytest.fixture
@@ -156,7 +143,7 @@ def add_tiny(make_adapter: Callable[..., Path], tiny_layout: Layout) -> Callable
     def add(
         registry: Registry, name: str, *, size: float = 0.1, tokens: Any = None, samples: Sequence[str] | None = None
     ) -> Adapter:
-        modules = _BUILDERS.factors(tiny_layout, zlib.crc32(name.encode()), size)
+        modules = builders.factors(tiny_layout, zlib.crc32(name.encode()), size)
         tensors = {}
         for module, factors in zip(tiny_layout.modules, modules, strict=True):
             key = f"base_model.model.{module}.lora_"
@@ -170,3 +157,17 @@ def add_tiny(make_adapter: Callable[..., Path], tiny_layout: Layout) -> Callable
         return registry.adapter(name)
 
     return add
+
+
+@pytest.fixture
+def served(
+    registry: Registry, make_adapter: Callable[..., Path], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Registry:
+    """A registry with an adapter of two versions, which the environment names."""
+    for seed in (1, 2):
+        registry.ingest(read_folder(make_adapter(f"v{seed}", seed=seed)), name="task")
+    registry.tag(registry.adapter("task@1"), "stable")
+    monkeypatch.setenv("LORAREG_HOME", str(home))
+    monkeypatch.delenv("LORAREG_VLLM_CACHE", raising=False)
+    monkeypatch.delenv("LORAREG_VLLM_ANY_BASE", raising=False)
+    return registry

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import s3_server
 
 pytest.importorskip("obstore", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto, a server of the S3 protocol, is not installed")
@@ -31,22 +29,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # moto's
 ABSENT = "0" * 64
 
 
-def _load_s3() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("registry_s3", Path(__file__).with_name("s3.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-S3 = _load_s3()
-
-
 @pytest.fixture(scope="session")
 def proxied() -> Iterator[tuple[str, Any]]:
-    with S3.s3_server() as (host, port), S3.proxy(host, port) as found:
+    with s3_server.s3_server() as (host, port), s3_server.proxy(host, port) as found:
         yield found
 
 

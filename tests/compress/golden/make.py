@@ -32,7 +32,7 @@ GENERATORS: tuple[tuple[str, Coordinates], ...] = (
 
 def load_builders() -> Any:
     """The makers of `builders.py`."""
-    spec = importlib.util.spec_from_file_location("compress_builders", HERE.parent / "builders.py")
+    spec = importlib.util.spec_from_file_location("builders", HERE.parents[1] / "support" / "builders.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
