@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from variants import VARIANTS
 
 from lorareg.cli.main import main
 from lorareg.registry.report import build_report
@@ -38,8 +38,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def adapters(tmp_path: Path) -> Path:
     """Two adapters that save the same head, one that is no LoRA, a style of kohya-ss."""
-    variants = sys.modules["format_variants"].VARIANTS
-    by_name = {one.name: one for family in variants.values() for one in family}
+    by_name = {one.name: one for family in VARIANTS.values() for one in family}
     made = {"one": "modules_to_save", "two": "modules_to_save", "whole": "ia3", "style": "kohya_dora"}
     for task, name in made.items():
         folder = tmp_path / "adapters" / task
