@@ -18,7 +18,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format types imports check bench clean
+.PHONY: help quickstart test torture lint format types imports check bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +28,10 @@ quickstart: $(VENV)/.with-train ## ingest, compress, materialize and report on t
 
 test: $(VENV)/.with-test ## run the tests (ARGS="-k name" for some of them)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+torture: $(VENV)/.with-test ## the long form of tests/torture, and its figures into docs/reliability.md
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/torture --torture long --torture-report build/torture.json $(ARGS); \
+	status=$$?; $(BIN)/python tests/torture/write_results.py build/torture.json docs/reliability.md; exit $$status
 
 lint: $(VENV)/.with-dev ## ruff: rules and format
 	$(BIN)/ruff check .

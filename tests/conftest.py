@@ -23,6 +23,14 @@ MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
 VOCABULARY = 64  # of the tiny base model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of tests/torture; options are known only where pytest looks first."""
+    group = parser.getgroup("torture", "tests/torture")
+    group.addoption("--torture", choices=("short", "long"), default="short", help="how often everything is tried")
+    group.addoption("--torture-seed", type=int, default=0, metavar="N", help="of what is drawn by chance")
+    group.addoption("--torture-report", type=Path, metavar="FILE", help="write down what held, as JSON")
+
+
 @pytest.fixture(scope="session")
 def shared_adapters() -> Path:
     """The folder of real adapters beside the repository; tests that need it are skipped without it."""
