@@ -39,6 +39,7 @@ from lorareg.registry.types import (
     WEIGHTS_FILE,
     Adapter,
     Encoding,
+    Generator,
     Layout,
     NewEncoding,
     sha256_hex,
@@ -174,8 +175,7 @@ def restore_weights(lookup: Lookup, adapter: Adapter, encoding: Encoding | NewEn
     layout = Layout.from_json(lookup.cohort(adapter.cohort_id).layout)
     loaded = None
     if encoding.generator_id is not None:
-        row = lookup.generator(encoding.generator_id)
-        loaded = _load(lookup.blobs.get(row.sha256), row.sha256, layout)
+        loaded = load_generator(lookup, lookup.generator(encoding.generator_id))
     what = f"Adapter {adapter.ref!r}"
     extras = restore_extras(lookup, adapter, layout) if encoding.tier != "lossless" else None
     output = decode(lookup.blobs.get(encoding.sha256), layout, loaded, what, extras)
@@ -191,11 +191,22 @@ def decode_parcel(parcel: Parcel, read: Callable[[str], bytes]) -> str:
     """
     what, layout, loaded = f"Adapter {parcel.ref!r}", parcel.layout, None
     if parcel.generator is not None:
-        loaded = _load(read(parcel.generator), parcel.generator, layout)
+        assert parcel.drawn is not None
+        loaded = _load(read(parcel.generator), parcel.generator, parcel.drawn)
     extras = None
     if parcel.encoding["tier"] != "lossless":
         extras = unpack_extras({path: read(digest) for path, digest in parcel.extras.items()}, layout, what)
     return sha256_hex(decode(read(parcel.encoding["sha256"]), layout, loaded, what, extras))
+
+
+def load_generator(lookup: Lookup, record: Generator) -> LoadedGenerator:
+    """A generator that is recorded, with the layout of the cohort it was made for.
+
+    Raises:
+        IntegrityError: its file is damaged or missing.
+    """
+    layout = Layout.from_json(lookup.cohort(record.cohort_id).layout)
+    return _load(lookup.blobs.get(record.sha256), record.sha256, layout)
 
 
 @lru_cache(maxsize=KEPT_GENERATORS)

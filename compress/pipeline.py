@@ -3,6 +3,7 @@
     cohort --> adapters without an encoding that meets the tolerance
       | an existing generator covers it -----------------> fit its latent --+
       | the others, grouped by shared initialisation --> plan --> train ----+--> encode
+      |    another cohort's generator makes less of them -> fit its latent -+
                                                                                   |
     rows <-- blobs <-- decoded again from the store, digest compared <-----------+
 
@@ -28,10 +29,12 @@ from lorareg.compress.crew.solo import CodingTeam, Crew, Solo
 from lorareg.compress.factors.canonical import group_by_init
 from lorareg.compress.generators.generator import Int8
 from lorareg.compress.generators.group import Group
+from lorareg.compress.lending import Lender, by_lender, find_lenders
+from lorareg.compress.materialize import load_generator
 from lorareg.compress.planning.choose import NONE, GeneratorChoice, trains_network
 from lorareg.compress.planning.coordinates import EMPTY, Turned, covers, latent_of
-from lorareg.compress.planning.plan import Members, Plan
-from lorareg.compress.planning.team import train_module
+from lorareg.compress.planning.plan import Members, Plan, sample_places
+from lorareg.compress.planning.team import Trial, train_module
 from lorareg.compress.progress import Reporter
 from lorareg.compress.recording import Drawn, Recorder
 from lorareg.compress.tasks.describe import TaskVectors
@@ -96,12 +99,13 @@ def compress(
     if not any(registry.adapters(cohort_id=cohort.id) for cohort in chosen):
         raise NothingToDoError(message=f"There are no adapters in {registry.home}. Run `lorareg ingest PATH` first.")
     judges = Judges(registry, options.base_model, options.seed, reporter)
-    summaries = []
-    for cohort in chosen:
+    summaries = {}
+    # The largest come first: they have generators to lend to the others.
+    for cohort in sorted(chosen, key=lambda cohort: -len(registry.adapters(cohort_id=cohort.id))):
         asks_model = options.needs_model and Layout.from_json(cohort.layout).is_linear
         judge = judges.of(cohort.base_model, options.model_option) if asks_model else None
-        summaries.append(_CohortRun(registry, cohort, options, judge, reporter, crew or Solo(reporter)).run())
-    return summaries
+        summaries[cohort.id] = _CohortRun(registry, cohort, options, judge, reporter, crew or Solo(reporter)).run()
+    return [summaries[cohort.id] for cohort in chosen]
 
 
 class _CohortRun:
@@ -148,8 +152,10 @@ class _CohortRun:
         tasks = self._allowed(source_of(self.registry, a, self.layout, current.get(a.id)) for a in unsettled)
         self._tell_of_dropped(current[task.adapter.id] for task in tasks if task.adapter.id in current)
         left = self._encode_with_existing(tasks) if not self.options.retrain else tasks
+        lenders = self._lenders() if left else []
         for group in _groups(left):
-            self._encode_group(group)
+            for lender, part in by_lender(lenders, self.layout, group):
+                self._encode_group(part, lender)
         if adapters and not tasks:
             self.messages.append("every adapter is encoded already; another contract or --retrain starts over")
         return self._summary(adapters, len(tasks))
@@ -235,7 +241,7 @@ class _CohortRun:
             except IntegrityError as error:
                 self.messages.append(f"generator {_label(record)} is damaged and is not used: {error}")
                 continue
-            loaded = LoadedGenerator.from_bytes(data, record.sha256, self.layout)
+            loaded = load_generator(self.registry, record)
             known = {task.adapter.id for task in left if covers(loaded.generator, task.original.factors)}
             covered = [task for task in left if task.adapter.id in known]
             left = [task for task in left if task.adapter.id not in known]
@@ -254,15 +260,15 @@ class _CohortRun:
 
     def _fit(self, loaded: LoadedGenerator, tasks: Sequence[Source]) -> tuple[Sequence[Int8], Sequence[Int8]]:
         """Conditions and latents of adapters against a frozen generator."""
-        generator = loaded.generator
+        generator, overlap = loaded.generator, loaded.overlap(self.layout)
         if not generator.condition_size:
-            return [EMPTY] * len(tasks), [latent_of(generator, task.original.factors) for task in tasks]
+            return [EMPTY] * len(tasks), [latent_of(generator, task.original.factors, overlap) for task in tasks]
         conditions = [self.vectors.by(generator.encoder, task.adapter) for task in tasks]
         group = Group(
-            layout=self.layout,
+            layout=loaded.layout,
             coordinates=generator.coordinates,
             encoder=generator.encoder,
-            adapters=Turned([task.original for task in tasks], generator),
+            adapters=Turned([task.original for task in tasks], generator, overlap),
             conditions=conditions,
             means=generator.means,
             slot_exponents=generator.slot_exponents,
@@ -271,26 +277,69 @@ class _CohortRun:
         )
         return conditions, list(train_module().fit_latents(generator, group, FIT_STEPS, self.reporter))
 
+    # -- with a generator of another cohort -----------------------------------------------------
+
+    def _lenders(self) -> list[Lender]:
+        """The generators of other cohorts that may be used."""
+        if self.options.arch == NONE or self.tolerance == 0 or self.options.retrain or not self.layout.slots:
+            return []
+        return find_lenders(
+            self.registry,
+            self.cohort,
+            lambda record: self.options.arch in ("auto", record.arch) and not self._is_too_large(record),
+        )
+
+    def _encode_with_lent(self, tasks: Sequence[Source], team: CodingTeam, lender: Lender, plan: Plan) -> bool:
+        """Encode against another cohort's generator if the group takes less with it than as planned."""
+        places = sample_places(len(tasks))
+
+        def total(file: bytes, latents: Sequence[Int8], conditions: Sequence[Int8], drawn: Layout | None) -> float:
+            inputs = zip(places, latents, conditions, strict=True)
+            trials = [Trial(i, self.tolerance, plan.steps.get(i), *own) for i, *own in inputs]
+            codes = [size.code_bytes for size in team.sizes(file, trials, drawn)]
+            return sum(codes) / len(codes) * len(tasks)
+
+        conditions, latents = self._fit(lender.loaded, [tasks[i] for i in places])
+        lent = total(lender.file, latents, conditions, lender.loaded.layout)
+        nothing = [EMPTY] * len(places)
+        own = plan.estimated_bytes if plan is not ALONE else total(b"", nothing, nothing, None)
+        if lent >= own:
+            return False
+        conditions, latents = self._fit(lender.loaded, tasks)
+        drawn = Drawn(lender.record, lender.loaded, lender.file, latents, conditions)
+        users = self.recorder.record_all(tasks, team, drawn, Ask(self.tolerance, plan.step))
+        self.messages.append(
+            f"{users} of {len(tasks)} encoded against generator {_label(lender.record)} of cohort "
+            f"{lender.cohort.name}, which draws {lender.covered_share(self.layout):.0%} of their weights: about "
+            f"{lent / 1e3:.0f} kB, else {own / 1e3:.0f} kB"
+        )
+        return True
+
     # -- with a new generator, or none ----------------------------------------------------------
 
-    def _encode_group(self, tasks: Sequence[Source]) -> None:
-        """Choose a generator, store it if there is one, encode."""
+    def _encode_group(self, tasks: Sequence[Source], lender: Lender | None) -> None:
+        """Choose a generator, store it if there is a new one, encode."""
         alone = self.options.arch == NONE or self.tolerance == 0 or len(tasks) < 2
         conditions, plan, choice, team = [EMPTY] * len(tasks), ALONE, None, self._team(tasks)
-        if len(tasks) < 2 and self.layout.slots:
-            self.messages.append(f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter")
         if not alone:
             if trains_network(self.options.arch, len(tasks)) or self.options.base_model is None:
                 conditions = self.vectors.make([task.adapter for task in tasks])
             choice = self._choice(tasks, conditions, team)
             plan, self.tolerance = choice.best(), choice.tolerance
             self.messages.append(choice.message)
-        if plan.loaded is None:
-            self.recorder.record_all(tasks, team, None, Ask(self.tolerance, plan.step))
-        else:
-            self._encode_with_new(tasks, team, plan, conditions)
+        if lender is None or not self._encode_with_lent(tasks, team, lender, plan):
+            if plan.loaded is not None:
+                self._encode_with_new(tasks, team, plan, conditions)
+            else:
+                self._encode_alone(tasks, team, plan)
         if choice is not None:
             choice.forget_checkpoints()
+
+    def _encode_alone(self, tasks: Sequence[Source], team: CodingTeam, plan: Plan) -> None:
+        """Encode without a generator."""
+        if len(tasks) < 2 and self.layout.slots:
+            self.messages.append(f"{tasks[0].adapter.ref} is coded alone: there is nothing to share with one adapter")
+        self.recorder.record_all(tasks, team, None, Ask(self.tolerance, plan.step))
 
     def _team(self, tasks: Sequence[Source]) -> CodingTeam:
         return self.crew.team(self.layout, tasks, Workplace(self.registry, self.contract, self.judge))
@@ -321,17 +370,18 @@ class _CohortRun:
             )
         )
         file = self.registry.blobs.get(record.sha256)
-        loaded = LoadedGenerator.from_bytes(file, record.sha256, self.layout)
-        drawn = Drawn(record, loaded, file, plan.latents, conditions)
+        drawn = Drawn(record, load_generator(self.registry, record), file, plan.latents, conditions)
         users = self.recorder.record_all(tasks, team, drawn, Ask(self.tolerance, plan.step), len(plan.file))
         if not users:
             self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
         encodings = self.registry.encodings(self.cohort.id)
-        used = {encoding.generator_id for encoding in encodings} - {None}
-        generators = [record for record in self.registry.generators(self.cohort.id) if record.id in used]
-        generator_bytes = sum(record.size_bytes for record in generators)
+        used = {encoding.generator_id for encoding in encodings if encoding.generator_id is not None}
+        records = [self.registry.generator(number) for number in sorted(used)]
+        own = [record for record in records if record.cohort_id == self.cohort.id]
+        lent = [f"{_label(record)} (lent)" for record in records if record.cohort_id != self.cohort.id]
+        generator_bytes = sum(record.size_bytes for record in own)
         tiers = Counter(encoding.tier for encoding in encodings)
         fidelities = [json.loads(encoding.fidelity) for encoding in encodings]
         gains = [float(f["gain_retained"]) for f in fidelities if "gain_retained" in f]
@@ -340,7 +390,7 @@ class _CohortRun:
             adapters=len(adapters),
             encoded=encoded,
             unchanged=len(adapters) - encoded,
-            generator=", ".join(_label(record) for record in generators) or None,
+            generator=", ".join([*map(_label, own), *lent]) or None,
             generator_bytes=generator_bytes,
             stored_bytes=generator_bytes + sum(encoding.size_bytes for encoding in encodings),
             original_bytes=sum(adapter.original_bytes for adapter in adapters),

@@ -100,8 +100,9 @@ def _kinship_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
             yield Finding(f"tag {row['adapter_name']}@{row['label']}", problem, _BACKUP_REMEDY)
     for row in tables["encoding"]:
         adapter, generator = adapters.get(row["adapter_id"]), generators.get(row["generator_id"])
-        if adapter and generator and adapter["cohort_id"] != generator["cohort_id"]:
-            problem = f"its generator {generator['id']} is of another cohort than its adapter"
+        cohort = cohorts.get(generator["cohort_id"]) if generator else None
+        if adapter and generator and cohort and adapter["base_model"] != cohort["base_model"]:
+            problem = f"its generator {generator['id']} is for another base model than its adapter"
             yield Finding(f"encoding {row['id']}", problem, "Compress the adapter again.")
 
 

@@ -78,7 +78,7 @@ def add_encoding(session: Session, home: Path, blobs: BlobStore, new: NewEncodin
         IntegrityError: its code has another size.
         UnknownAdapterError: there is no adapter of that id.
         UnknownGeneratorError: there is no generator of that id.
-        LayoutMismatchError: the generator is of another cohort than the adapter.
+        LayoutMismatchError: the generator is for another base model than the adapter.
     """
     claim_blob(session, blobs, new.sha256, new.size_bytes)
     _check_generator(session, home, blobs, new)
@@ -155,11 +155,12 @@ def _check_generator(session: Session, home: Path, blobs: BlobStore, new: NewEnc
     generator = session.get(GeneratorRow, new.generator_id)
     if generator is None:
         raise UnknownGeneratorError(generator=new.generator_id, home=home)
-    if generator.cohort_id != adapter.cohort_id:
+    cohort = session.get(CohortRow, generator.cohort_id)
+    if cohort is None or cohort.base_model != adapter.base_model:
         raise LayoutMismatchError(
             what=f"Adapter {adapter.name}@{adapter.version}",
-            found=f"cohort {adapter.cohort_id}'s",
-            expected=f"that of cohort {generator.cohort_id}, which generator {generator.id} covers",
-            remedy="Use a generator of its own cohort.",
+            found=f"of base model {adapter.base_model}",
+            expected=f"one of {'an unknown one' if cohort is None else cohort.base_model}, as generator {generator.id}",
+            remedy="Use a generator for its own base model.",
         )
     claim_blob(session, blobs, generator.sha256, generator.size_bytes)

@@ -150,6 +150,7 @@ def build_report(connection: Connection, lookup: Lookup, only: Names = None) -> 
         by_cohort.setdefault(row["cohort_id"], []).append(row)
     blob_bytes = queries.cohort_blob_bytes(connection, only)
     generator_rows = queries.generator_row_bytes(connection, only)
+    users = Counter(row["generator_id"] for row in rows)
     cohorts: list[CohortReport] = []
     adapters: list[AdapterReport] = []
     for cohort in queries.cohort_rows(connection):
@@ -158,7 +159,7 @@ def build_report(connection: Connection, lookup: Lookup, only: Names = None) -> 
             continue
         uses = blob_bytes[cohort["id"]]
         shared_rows = int(cohort["row_bytes"]) + generator_rows.get(cohort["id"], 0)
-        reports = _adapter_reports(cohort["name"], members, uses, shared_rows)
+        reports = _adapter_reports(cohort["name"], members, uses, shared_rows, users)
         cohorts.append(_cohort_report(cohort, members, reports, uses, shared_rows))
         adapters.extend(reports)
     adapters.sort(key=lambda adapter: (adapter.name, adapter.version))
@@ -180,9 +181,12 @@ def _own_bytes(row: RowMapping) -> int:
 
 
 def _adapter_reports(
-    cohort: str, members: Sequence[RowMapping], uses: Mapping[Use, int], shared_rows: int
+    cohort: str,
+    members: Sequence[RowMapping],
+    uses: Mapping[Use, int],
+    shared_rows: int,
+    users: Mapping[int | None, int],
 ) -> list[AdapterReport]:
-    users = Counter(row["generator_id"] for row in members)
     shared = (_shared_side_bytes(members, uses) + shared_rows) / len(members)
     reports = []
     for row in members:
@@ -227,8 +231,8 @@ def _break_even(members: Sequence[RowMapping], shared_bytes: int) -> int | None:
 
 
 def _pays_from(members: Sequence[RowMapping]) -> int | None:
-    """The number of adapters from which the newest generator saves more codes than its file takes."""
-    users = [row for row in members if row["generator_id"] is not None]
+    """The number of adapters from which the newest generator of their own saves more codes than its file takes."""
+    users = [row for row in members if row["generator_cohort_id"] == row["cohort_id"]]
     newest = max((row["generator_id"] for row in users), default=None)
     users = [row for row in users if row["generator_id"] == newest]
     alone = json.loads(users[0]["metrics"]).get(ALONE_BYTES) if users else None

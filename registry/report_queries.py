@@ -268,6 +268,7 @@ def adapter_rows(connection: Connection, only: Names = None) -> Sequence[RowMapp
             EncodingRow.fidelity,
             EncodingRow.generator_id,
             GeneratorRow.arch,
+            GeneratorRow.cohort_id.label("generator_cohort_id"),
             GeneratorRow.metrics,
             GeneratorRow.version.label("generator_version"),
             GeneratorRow.size_bytes.label("generator_bytes"),

@@ -137,6 +137,7 @@ class Layout:
         return canonical_json({"slots": rows, "scales": list(self.scales), **extras})
 
     @staticmethod
+    @lru_cache(maxsize=64)
     def from_json(text: str) -> Layout:
         fields = json.loads(text)
         slots = tuple(

@@ -68,6 +68,7 @@ class Parcel:
     layout: Layout
     encoding: Row
     generator: str | None  # digest
+    drawn: Layout | None  # the generator's own
     extras: Mapping[str, str]  # digests by path
 
 
@@ -148,12 +149,15 @@ def _parcels(bundle: BundleFile) -> Iterator[Parcel]:
             if own[WEIGHTS_FILE]["sha256"] in gone:
                 bundle.refuse(f"adapter {ref!r} has neither weights nor a code")
             continue
-        generator = generators.get(encoding["generator_id"])
-        if generator is not None and generator["cohort_id"] != row["cohort_id"]:
-            bundle.refuse(f"adapter {ref!r} is coded against another cohort's generator")
         extras = {path: file["sha256"] for path, file in own.items() if is_extra(path)}
-        digest = None if generator is None else generator["sha256"]
-        yield Parcel(ref, layouts[row["cohort_id"]], encoding, digest, extras)
+        generator = generators.get(encoding["generator_id"])
+        if generator is None:
+            yield Parcel(ref, layouts[row["cohort_id"]], encoding, None, None, extras)
+            continue
+        if cohorts[generator["cohort_id"]]["base_model"] != cohorts[row["cohort_id"]]["base_model"]:
+            bundle.refuse(f"adapter {ref!r} is coded against a generator for another base model")
+        drawn = layouts[generator["cohort_id"]]
+        yield Parcel(ref, layouts[row["cohort_id"]], encoding, generator["sha256"], drawn, extras)
 
 
 def import_bundle(

@@ -28,6 +28,7 @@ from lorareg.compress.codec.lossless import decode_lossless
 from lorareg.compress.codec.residual_payload import unpack_residual
 from lorareg.compress.factors.weights import write_weights
 from lorareg.compress.generators.generator import Generator, Int8, predict, unpack_generator
+from lorareg.compress.generators.overlap import Overlap, overlap_of
 from lorareg.compress.generators.prediction import Prediction
 from lorareg.registry.errors import InvalidContainerError, NewerFormatError
 from lorareg.registry.types import Layout, Tier
@@ -35,26 +36,36 @@ from lorareg.registry.types import Layout, Tier
 
 @dataclass(frozen=True, slots=True)
 class LoadedGenerator:
-    """A generator with the SHA-256 of the file it came from."""
+    """A generator with the SHA-256 of the file it came from, and the layout it was made for."""
 
     digest: str
     generator: Generator
-    _drawn: dict[bytes, Prediction] = field(default_factory=dict, repr=False, compare=False)  # the last one
+    layout: Layout
+    _drawn: dict[bytes, tuple[Layout, Prediction]] = field(default_factory=dict, repr=False, compare=False)  # the last
 
     def draw(self, layout: Layout, latent: Int8, condition: Int8) -> Prediction:
-        """`predict`; a table alone draws the same for every adapter, so the last prediction is kept."""
+        """What it has for an adapter of a layout, its own or another.
+
+        A table alone draws the same for every adapter, so the last prediction is kept.
+        """
         key = join_inputs(latent, condition)
-        found = self._drawn.get(key)
-        if found is None:
-            found = predict(self.generator, layout, latent, condition)
+        kept_for, found = self._drawn.get(key, (None, None))
+        if found is None or kept_for != layout:
+            found = predict(self.generator, self.layout, latent, condition)
+            overlap = self.overlap(layout)
+            found = found if overlap is None else overlap.prediction(found)
             self._drawn.clear()
-            self._drawn[key] = found
+            self._drawn[key] = layout, found
         return found
+
+    def overlap(self, layout: Layout) -> Overlap | None:
+        """What it has for adapters of another layout; None where the layout is its own."""
+        return None if layout == self.layout else overlap_of(self.layout, layout)
 
     @staticmethod
     def from_bytes(data: bytes, digest: str, layout: Layout) -> LoadedGenerator:
-        """Raises what `unpack_generator` raises."""
-        return LoadedGenerator(digest, unpack_generator(data, layout, f"Generator {digest[:12]}"))
+        """`layout` is the one it was made for. Raises what `unpack_generator` raises."""
+        return LoadedGenerator(digest, unpack_generator(data, layout, f"Generator {digest[:12]}"), layout)
 
 
 @dataclass(frozen=True, slots=True)

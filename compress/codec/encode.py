@@ -40,7 +40,7 @@ from lorareg.compress.codec.residual import (
 from lorareg.compress.codec.residual_payload import pack_residual
 from lorareg.compress.factors.fidelity import Fidelity, measure
 from lorareg.compress.factors.weights import Factors, read_weights
-from lorareg.compress.generators.generator import Int8, predict
+from lorareg.compress.generators.generator import Int8
 from lorareg.compress.generators.prediction import Prediction
 from lorareg.registry.errors import InvalidContainerError
 from lorareg.registry.types import Layout
@@ -95,7 +95,7 @@ class Draft:
         return self.turn()
 
     def prediction(self, layout: Layout) -> Prediction:
-        return predict(self.loaded.generator, layout, self.latent, self.condition)
+        return self.loaded.draw(layout, self.latent, self.condition)
 
 
 @dataclass(frozen=True, slots=True)

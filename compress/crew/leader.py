@@ -53,15 +53,16 @@ class LeaderTeam:
     ranks: Ranks
     own: SoloTeam
 
-    def sizes(self, file: bytes, trials: Sequence[Trial]) -> list[Size]:
-        loaded = load_file(file, self.own.layout)
+    def sizes(self, file: bytes, trials: Sequence[Trial], drawn: Layout | None = None) -> list[Size]:
+        loaded = load_file(file, drawn or self.own.layout)
 
         def measure(place: int) -> Size:
             with one_thread():
                 return size_of(self.own.sources[trials[place].index].original, loaded, trials[place])
 
         arrays = {**trial_arrays(trials), "file": np.frombuffer(file, np.uint8)}
-        order = self.ranks.post(SIZES, self._setting(trial.index for trial in trials), arrays)
+        settings = {**self._setting(trial.index for trial in trials), "drawn": drawn and drawn.to_json()}
+        order = self.ranks.post(SIZES, settings, arrays)
         return list(self._shared(order, len(trials), measure, lambda values: Size(**values)))
 
     def codes(self, jobs: Sequence[Job], record: Generator | None, loaded: LoadedGenerator | None) -> Iterator[Made]:

@@ -49,9 +49,9 @@ class SoloTeam:
     workplace: Workplace
     reporter: Reporter
 
-    def sizes(self, file: bytes, trials: Sequence[Trial]) -> list[Size]:
+    def sizes(self, file: bytes, trials: Sequence[Trial], drawn: Layout | None = None) -> list[Size]:
         with one_thread():
-            return self._alone.sizes(file, trials)
+            return self._alone.sizes(file, trials, drawn)
 
     def train(self, group: Group, config: Any, checkpoint: Path) -> Trained:
         return self._alone.train(group, config, checkpoint)

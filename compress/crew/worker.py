@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lorareg.compress.base_model import BaseModel
-from lorareg.compress.codec.codecs import LoadedGenerator
 from lorareg.compress.contracts.judge import Judge
 from lorareg.compress.contracts.source import Source, source_of
 from lorareg.compress.crew.jobs import Workplace, one_thread
@@ -17,6 +16,7 @@ from lorareg.compress.crew.ranks import Order, Ranks
 from lorareg.compress.generators.generator import unpack_generator
 from lorareg.compress.generators.group import Group
 from lorareg.compress.generators.train import TrainConfig, train_generator
+from lorareg.compress.materialize import load_generator
 from lorareg.compress.planning.coordinates import Turned
 from lorareg.compress.planning.team import load_file, size_of
 from lorareg.compress.progress import Silent
@@ -65,7 +65,9 @@ class _Worker:
             self.ranks.put(self.order, place, result)
 
     def _sizing(self) -> Job:
-        loaded, trials = load_file(self.order.arrays["file"].tobytes(), self.layout), trials_of(self.order.arrays)
+        drawn = self.order.settings["drawn"]
+        layout = self.layout if drawn is None else Layout.from_json(drawn)
+        loaded, trials = load_file(self.order.arrays["file"].tobytes(), layout), trials_of(self.order.arrays)
 
         def do(place: int) -> Mapping[str, Any]:
             with one_thread():
@@ -77,8 +79,7 @@ class _Worker:
         jobs, generator_id = jobs_of(self.order.arrays), self.order.settings["generator_id"]
         loaded = None
         if generator_id is not None:
-            digest = self.reader.generator(generator_id).sha256
-            loaded = LoadedGenerator.from_bytes(self.reader.blobs.get(digest), digest, self.layout)
+            loaded = load_generator(self.reader, self.reader.generator(generator_id))
         workplace = Workplace(self.reader, self.setting.contract, self._judge())
         return lambda place: workplace.make(self._source(place), jobs[place], loaded, generator_id).to_dict()
 

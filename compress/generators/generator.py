@@ -103,7 +103,7 @@ class Generator:
 
 
 def predict(generator: Generator, layout: Layout, latent: Int8, condition: Int8) -> Prediction:
-    """The adapter that the generator draws for a latent (k,) and a condition (c,).
+    """The adapter that the generator draws for a latent (k,) and a condition (c,); `layout` is its own.
 
     Raises:
         LayoutMismatchError: latent or condition has another size than the generator's.

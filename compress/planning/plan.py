@@ -92,6 +92,12 @@ _COARSEST = _Precision(9, 9)
 Train = Callable[[str, Group], Trained]
 
 
+def sample_places(count: int) -> list[int]:
+    """Which of `count` adapters are encoded in every trial: evenly spaced."""
+    sampled = min(max(FEWEST_SAMPLES, count // ADAPTERS_A_SAMPLE), MOST_SAMPLES)
+    return sorted({round(q * (count - 1)) for q in np.linspace(0, 1, sampled)})
+
+
 class Planner:
     """Plans one group; keeps what its candidates share."""
 
@@ -118,8 +124,7 @@ class Planner:
                 slot[index] = rows
                 norms[index] = np.linalg.norm(slot[index], axis=1)
         self.centres: list[Float64] = [slot.mean(axis=0, dtype=float) for slot in self.slots]
-        sampled = min(max(FEWEST_SAMPLES, count // ADAPTERS_A_SAMPLE), MOST_SAMPLES)
-        self.samples = sorted({round(q * (count - 1)) for q in np.linspace(0, 1, sampled)})
+        self.samples = sample_places(count)
 
     def at(self, tolerance: float) -> Planner:
         """The same group at another tolerance."""

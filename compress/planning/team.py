@@ -55,8 +55,11 @@ class Trained(Protocol):
 class Team(Protocol):
     """Encodes and trains for one group."""
 
-    def sizes(self, file: bytes, trials: Sequence[Trial]) -> list[Size]:
-        """What the codes of some members would take, against a generator file or, where it is empty, none."""
+    def sizes(self, file: bytes, trials: Sequence[Trial], drawn: Layout | None = None) -> list[Size]:
+        """What the codes of some members would take, against a generator file or, where it is empty, none.
+
+        `drawn` is the layout that the generator was made for, where that is not the members' own.
+        """
 
     def train(self, group: Group, config: Any, checkpoint: Path) -> Trained:
         """A network trained on all members; `config` is a `train.TrainConfig`."""
@@ -70,8 +73,8 @@ class Alone:
     originals: Sequence[Original]
     reporter: Reporter
 
-    def sizes(self, file: bytes, trials: Sequence[Trial]) -> list[Size]:
-        loaded = load_file(file, self.layout)
+    def sizes(self, file: bytes, trials: Sequence[Trial], drawn: Layout | None = None) -> list[Size]:
+        loaded = load_file(file, drawn or self.layout)
         return [size_of(self.originals[trial.index], loaded, trial) for trial in trials]
 
     def train(self, group: Group, config: Any, checkpoint: Path) -> Trained:

@@ -31,7 +31,7 @@ from lorareg.compress.factors.canonical import Coordinates
 from lorareg.compress.factors.fidelity import measure
 from lorareg.compress.factors.weights import Factors, read_weights, write_weights
 from lorareg.compress.generators.generator import Int8
-from lorareg.compress.materialize import expect_output
+from lorareg.compress.materialize import expect_output, load_generator
 from lorareg.compress.tasks.merge import merged
 from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import ContractError, InterpolationError
@@ -125,11 +125,14 @@ def interpolate(lookup: Lookup, first: str, second: str, weight: float) -> Betwe
     encodings = _comparable(lookup, adapters)
     assert encodings[0].generator_id is not None
     record = lookup.generator(encodings[0].generator_id)
+    if record.cohort_id != adapters[0].cohort_id:
+        reason = f"they are coded against generator {_label(record)} of another cohort, which draws them in part"
+        raise _refused(*adapters, reason, "Run `lorareg compress --arch linear --retrain` for their own cohort.")
     layout = Layout.from_json(lookup.cohort(adapters[0].cohort_id).layout)
     if layout.extras:
         reason = "they hold tensors that are no factors, of which nobody knows what lies between them"
         raise _refused(adapters[0], adapters[1], reason, "Choose two that are LoRA factors alone.")
-    loaded = LoadedGenerator.from_bytes(lookup.blobs.get(record.sha256), record.sha256, layout)
+    loaded = load_generator(lookup, record)
     generator = loaded.generator
     if not generator.latent_size + generator.condition_size:
         reason = f"generator {_label(record)} has neither latents nor conditions to go between"

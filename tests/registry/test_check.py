@@ -25,7 +25,8 @@ MakeAdapter = Callable[..., Path]
 @pytest.fixture
 def filled(registry: Registry, make_adapter: MakeAdapter) -> Registry:
     adapter = registry.ingest(read_folder(make_adapter()), name="task").adapter
-    other = registry.ingest(read_folder(make_adapter("b", width=9)), name="other").adapter
+    elsewhere = {"base_model_name_or_path": "tiny/other"}
+    other = registry.ingest(read_folder(make_adapter("b", width=9, config=elsewhere)), name="other").adapter
     registry.tag(adapter, "stable")
     registry.put_task_vector(adapter.id, "text:v1", b"\0")
     body = registry.blobs.put_bytes(b"generator")
@@ -72,7 +73,7 @@ def test_an_unsigned_change_to_any_table_is_found(filled: Registry, rewrite: Cal
         ("cohort", "layout_digest", "x", "id = 1", "its layout does not match its layout digest"),
         ("cohort", "layout", "{}", "id = 1", "its layout does not match its layout digest"),
         ("tag", "adapter_name", "other", "1 = 1", "tag other@stable: it points at a version of task"),
-        ("encoding", "generator_id", 1, "id = 2", "encoding 2: its generator 1 is of another cohort"),
+        ("encoding", "generator_id", 1, "id = 2", "encoding 2: its generator 1 is for another base model"),
         ("encoding", "size_bytes", 5, "1 = 1", "has 4 bytes, not 5"),
         ("encoding", "sha256", "not a digest", "1 = 1", "code of"),
     ],

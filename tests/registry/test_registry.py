@@ -232,18 +232,26 @@ def test_an_encoding_supersedes_the_one_before(registry: Registry, make_adapter:
     assert list(registry.check(read_data=True)) == []
 
 
-def test_an_encoding_needs_its_blob_and_its_cohorts_generator(registry: Registry, make_adapter: MakeAdapter) -> None:
+def test_an_encoding_needs_its_blob_and_a_generator_for_its_base_model(
+    registry: Registry, make_adapter: MakeAdapter
+) -> None:
     adapter = take(registry, make_adapter()).adapter
     encoding = new_encoding(registry, adapter)
     with pytest.raises(MissingBlobError, match=r"f{64} is missing"):
         registry.record_encoding(replace(encoding, sha256="f" * 64))
     with pytest.raises(IntegrityError, match="expected 5 bytes, found 1"):
         registry.record_encoding(replace(encoding, size_bytes=5))
-    other = take(registry, make_adapter("c", width=9), "other").adapter
+    elsewhere = {"base_model_name_or_path": "tiny/other"}
+    other = take(registry, make_adapter("c", width=9, config=elsewhere), "other").adapter
     generator = registry.record_generator(new_generator(registry, other.cohort_id))
-    with pytest.raises(LayoutMismatchError, match=r"task@1 has layout .*which generator 1 covers"):
+    with pytest.raises(
+        LayoutMismatchError, match="task@1 has layout of base model tiny/base-model, but one of tiny/other"
+    ):
         registry.record_encoding(replace(encoding, generator_id=generator.id))
     assert registry.encoding(adapter.id) is None
+    wider = take(registry, make_adapter("d", width=9), "wider").adapter
+    lent = registry.record_generator(new_generator(registry, wider.cohort_id))
+    assert registry.record_encoding(replace(encoding, generator_id=lent.id)).generator_id == lent.id
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
