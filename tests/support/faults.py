@@ -63,6 +63,12 @@ class Faults:
         """What a registry holds; see `look` in server.py."""
         return parsed(self.ask("look", home=str(home)))
 
+    def look_at_each(self, homes: Sequence[Path]) -> list[dict[str, Any]]:
+        """What several hold; `refused` says why one cannot be read."""
+        ended = self.ask("looks", homes=[str(home) for home in homes])
+        assert ended.exit == 0, ended.err
+        return [json.loads(line) for line in ended.out.splitlines()]
+
 
 def parsed(looked: Ended) -> dict[str, Any]:
     """What a look found."""

@@ -61,12 +61,22 @@ def push(asked: dict[str, Any]) -> None:
 def look(asked: dict[str, Any]) -> None:
     """What a registry holds, and what `check --read-data` and decoding everything find wrong with it."""
     try:
-        print_registry(Path(asked["home"]))
+        print(json.dumps(registry_at(Path(asked["home"]))))
     except LoraregError as error:
         sys.exit(handle(error))
 
 
-def print_registry(home: Path) -> None:
+def look_at_each(asked: dict[str, Any]) -> None:
+    """What each of several registries holds, or why it cannot be read, a line for each."""
+    for home in asked["homes"]:
+        try:
+            found: dict[str, Any] = registry_at(Path(home))
+        except LoraregError as error:
+            found = {"refused": str(error)}
+        print(json.dumps(found))
+
+
+def registry_at(home: Path) -> dict[str, Any]:
     with Reader(home) as reader:
         findings = list(check(reader, read_data=True)) + list(check_encodings(reader))
         adapters = {}
@@ -82,18 +92,19 @@ def print_registry(home: Path) -> None:
                 "certified": encoding is not None and reader.certificate(encoding.id) is not None,
                 "tags": sorted(tag.label for tag in reader.tags(adapter)),
             }
-    print(
-        json.dumps(
-            {
-                "adapters": adapters,
-                "errors": [f"{f.what}: {f.problem}" for f in findings if f.severity == "error"],
-                "notes": [f"{f.what}: {f.problem}" for f in findings if f.severity != "error"],
-            }
-        )
-    )
+    return {
+        "adapters": adapters,
+        "errors": [f"{f.what}: {f.problem}" for f in findings if f.severity == "error"],
+        "notes": [f"{f.what}: {f.problem}" for f in findings if f.severity != "error"],
+    }
 
 
-DOINGS: dict[str, Callable[[dict[str, Any]], None]] = {"run": run_command, "push": push, "look": look}
+DOINGS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "run": run_command,
+    "push": push,
+    "look": look,
+    "looks": look_at_each,
+}
 
 
 def in_child(asked: dict[str, Any], steps_at: int) -> None:
