@@ -25,7 +25,7 @@ from lorareg.compress.serving.adapt import Adapted, adapt
 from lorareg.compress.serving.engines import PEFT
 from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
-from lorareg.registry.files import sync_folder
+from lorareg.registry.files import make_folder, sync_folder
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.reader import Reader
 from lorareg.registry.single_file import file_name_of
@@ -271,7 +271,7 @@ def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place at the end, or vanishes on an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     fresh = target.with_name(f".{target.name}.{os.getpid()}.new")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     fresh.mkdir()

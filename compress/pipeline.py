@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -36,6 +36,7 @@ from lorareg.compress.planning.coordinates import EMPTY, Turned, covers, latent_
 from lorareg.compress.planning.plan import Members, Plan, sample_places
 from lorareg.compress.planning.team import Trial, train_module
 from lorareg.compress.progress import Reporter
+from lorareg.compress.proofs.verify import prove_again
 from lorareg.compress.recording import Drawn, Recorder
 from lorareg.compress.tasks.describe import TaskVectors
 from lorareg.registry.errors import IntegrityError, NothingToDoError
@@ -149,6 +150,7 @@ class _CohortRun:
             given = [float(one["relative_error"]) for one in held if one.keys() == {"relative_error"}]
             self.tolerance = min(given, default=DEFAULT_TOLERANCE)
         unsettled = [adapter for adapter in adapters if not self._settled(adapter, current.get(adapter.id))]
+        self._certify([adapter for adapter in adapters if adapter not in unsettled], current)
         tasks = self._allowed(source_of(self.registry, a, self.layout, current.get(a.id)) for a in unsettled)
         self._tell_of_dropped(current[task.adapter.id] for task in tasks if task.adapter.id in current)
         left = self._encode_with_existing(tasks) if not self.options.retrain else tasks
@@ -197,6 +199,14 @@ class _CohortRun:
             )
             return True
         return False
+
+    def _certify(self, settled: Sequence[Adapter], current: Mapping[int, Encoding]) -> None:
+        """Prove codes that have no certificate: older versions recorded it after the code, and could be stopped."""
+        there = self.registry.certificates_of([current[adapter.id].id for adapter in settled])
+        for adapter in settled:
+            if current[adapter.id].id not in there and self.registry.original(adapter) == "kept":
+                self.registry.certify(adapter, *prove_again(self.registry, adapter))
+                self.messages.append(f"{adapter.ref} had no certificate and has one now")
 
     def _exceeds_cap(self, encoding: Encoding) -> bool:
         """Whether an encoding needs a generator that is larger than a generator may be now."""

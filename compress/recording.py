@@ -123,7 +123,7 @@ class Recorder:
 
 
 def record_code(registry: Registry, source: Source, made: Made) -> None:
-    """Make a code, which is stored, decoded and measured already, its adapter's encoding, and certify it.
+    """Make a code, which is stored, decoded and measured already, its adapter's encoding, with its certificate.
 
     What the weights file has beside factors is stored first, one adapter after another, since one's may be kept as
     a difference to another's: it is the adapter's, whatever codes it has. With it the code is decoded once more.
@@ -138,7 +138,7 @@ def record_code(registry: Registry, source: Source, made: Made) -> None:
         find = partial(_reference, registry, adapter)
         registry.put_files(adapter, pack_extras(source.original.extras, source.original.layout, find))
         restore_weights(registry, adapter, made.encoding)
-    registry.certify(adapter, registry.record_encoding(made.encoding), made.proof)
+    registry.record_encoding(made.encoding, made.proof)
 
 
 def _reference(registry: Registry, adapter: Adapter, path: str) -> bytes | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorareg.registry.errors import RegistryError
+from lorareg.registry.files import make_folder
 from lorareg.registry.home import DATABASE_FILE, DATABASE_VARIABLE, POSTGRES_FILE
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Backend(ABC):
             RegistryError: something else is in its place.
         """
         try:
-            self.home.mkdir(parents=True, exist_ok=True)
+            make_folder(self.home)
         except (FileExistsError, NotADirectoryError) as error:
             reason = "it is not a folder"
             raise RegistryError(home=self.home, reason=reason, remedy="Choose another folder with --home.") from error

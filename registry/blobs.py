@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorareg.registry.errors import IntegrityError, InvalidAdapterError
-from lorareg.registry.files import open_regular
+from lorareg.registry.files import make_folder, open_regular
 
 CHUNK_BYTES = 1 << 20
 STALE_AFTER_S = 24 * 3600
@@ -240,7 +240,7 @@ class BlobStore(ABC):
 
     def prepare(self) -> None:
         """Once a process, before anything is staged: make room, and clear what crashed writers left behind."""
-        self.tmp.mkdir(parents=True, exist_ok=True)
+        make_folder(self.tmp)
         oldest_kept = time.time() - STALE_AFTER_S
         for path in self.tmp.iterdir():
             with suppress(FileNotFoundError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,6 +80,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, and make their names last; one that is there is as welcome.
+
+    Its own name is flushed in any case: who made it may have been stopped before that.
+
+    Raises:
+        FileExistsError: something else is in its place, or NotADirectoryError in that of one above it.
+    """
+    new = {one for one in (folder, *folder.parents) if not one.exists()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in sorted(new | {folder}):
+        with suppress(PermissionError):  # of a folder above it that lets us pass and no more
+            sync_folder(one.parent)
 
 
 def sync_all(sync: Callable[[Path], None], paths: Iterable[Path]) -> None:

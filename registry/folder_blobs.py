@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorareg.registry.blobs import CHUNK_BYTES, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
 from lorareg.registry.errors import MissingBlobError
-from lorareg.registry.files import sync_all, sync_file, sync_folder
+from lorareg.registry.files import make_folder, sync_all, sync_file, sync_folder
 
 
 class FolderBlobs(BlobStore):
@@ -72,10 +72,10 @@ class FolderBlobs(BlobStore):
                     sync_folder(folder)
 
     def prepare(self) -> None:
+        make_folder(self.root)
         super().prepare()
         present = set(os.listdir(self.root))
         for name in (f"{number:02x}" for number in range(256)):
             if name not in present:
                 (self.root / name).mkdir(exist_ok=True)
         sync_folder(self.root)
-        sync_folder(self.root.parent)

@@ -246,6 +246,7 @@ class _Folder:
         sync_file(fresh)
         for leftover in (f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm"):
             (self.root / leftover).unlink(missing_ok=True)  # of an older snapshot that somebody opened
+        sync_folder(self.root)  # or after a power loss it is read into the new one
         fresh.replace(self.root / DATABASE_FILE)
         sync_folder(self.root)
 

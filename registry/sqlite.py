@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
 from lorareg.registry.errors import RegistryError, RegistryRefusedError
-from lorareg.registry.files import sync_file, sync_folder
+from lorareg.registry.files import make_folder, sync_file, sync_folder
 from lorareg.registry.home import BACKUPS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, LOCK_FILE, LOCK_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Sqlite(Backend):
 
     def _backup(self, what: str) -> Path:
         folder = self.home / BACKUPS_FOLDER
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         return folder / f"registry-{what}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sqlite"
 
     def expect_references(self, connection: Connection) -> None:

@@ -325,15 +325,24 @@ class Registry(Lookup):
             row = add_generator(session, self.home, self.blobs, new)
             return record_from_row(Generator, "generator", stored_values(row))
 
-    def record_encoding(self, new: NewEncoding) -> Encoding:
+    def record_encoding(self, new: NewEncoding, proof: Proof | None = None) -> Encoding:
         """Make this the adapter's current encoding, superseding the one before in the same transaction.
+
+        With a proof its certificate comes in that transaction as well: a code that lost its certificate on the way
+        would keep its original for ever.
 
         Raises:
             LoraregError: as `encodings.add_encoding`.
         """
         with self.writing() as session:
             row = add_encoding(session, self.home, self.blobs, new)
-            return record_from_row(Encoding, "encoding", stored_values(row))
+            encoding = record_from_row(Encoding, "encoding", stored_values(row))
+            if proof is not None:
+                adapter = session.get(AdapterRow, new.adapter_id)
+                assert adapter is not None  # add_encoding looked
+                digest = digest_of(compose(Subject.of(self, adapter_record(adapter), encoding), proof))
+                put_certificate(session, encoding.id, digest, proof)
+            return encoding
 
     def put_files(self, adapter: Adapter, files: Mapping[str, bytes]) -> None:
         """Keep files with an adapter, replacing those of the same paths.

@@ -21,7 +21,7 @@ from pathlib import Path
 from lorareg.compress.materialize import restore, write_file
 from lorareg.compress.serving.adapt import Adapted
 from lorareg.registry.errors import IntegrityError
-from lorareg.registry.files import sync_folder
+from lorareg.registry.files import make_folder, sync_folder
 from lorareg.registry.home import SERVING_FOLDER
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Adapter, canonical_json, sha256_hex
@@ -66,7 +66,7 @@ def serve(lookup: Lookup, adapter: Adapter, profile: str, into: Path) -> Served:
 
 def _put(path: Path, files: Mapping[str, bytes]) -> bool:
     """Write a folder; False if another process was first, whose folder then stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     _drop_stale(path.parent)
     fresh = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(8).hex()}.new")
     fresh.mkdir()

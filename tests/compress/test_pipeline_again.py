@@ -15,6 +15,7 @@ from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.progress import Silent
 from lorareg.compress.proofs.verify import check_encodings
 from lorareg.registry.peft_format import read_folder
+from lorareg.registry.schema import CertificateRow
 from lorareg.registry.store import Registry
 from lorareg.registry.types import Encoding
 
@@ -80,6 +81,23 @@ def test_a_damaged_code_is_made_anew(registry: Registry, run: Run, encodings: By
     assert f"stored bytes are damaged: Blob {before.sha256}" in summary.message
     assert [finding for finding in registry.check(read_data=True) if finding.severity == "error"] == []
     assert list(check_encodings(registry)) == []
+
+
+def test_a_code_without_a_certificate_is_certified(
+    registry: Registry, run: Run, encodings: ByRef, add_group: AddGroup
+) -> None:
+    add_group(registry, *SIX[:3])
+    run(registry, arch="mean")
+    code = encodings(registry)["a@1"]
+    certificate = registry.certificate(code.id)
+    with registry.writing() as session:
+        session.delete(session.get(CertificateRow, code.id))
+    summary = run(registry)
+    assert (summary.encoded, "a@1 had no certificate and has one now" in summary.message) == (0, True)
+    again = registry.certificate(code.id)
+    assert certificate is not None
+    assert again is not None
+    assert again.projections == certificate.projections
 
 
 def test_a_missing_generator_is_replaced(registry: Registry, run: Run, add_group: AddGroup) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from lorareg.registry import ingest
 from lorareg.registry import sqlite as sqlite_module
+from lorareg.registry.certificate import Proof, Subject, is_stale
 from lorareg.registry.errors import (
     IntegrityError,
     InvalidAdapterError,
@@ -230,6 +231,20 @@ def test_an_encoding_supersedes_the_one_before(registry: Registry, make_adapter:
     assert registry.encoding(adapter.id) == second
     assert registry.encodings(adapter.cohort_id) == [second]
     assert list(registry.check(read_data=True)) == []
+
+
+def test_an_encoding_comes_with_its_certificate_or_not_at_all(registry: Registry, make_adapter: MakeAdapter) -> None:
+    adapter = take(registry, make_adapter()).adapter
+    broken = Proof({"fidelity": {}}, b"", b"")  # says no version: it cannot be certified
+    with pytest.raises(KeyError, match="lorareg"):
+        registry.record_encoding(new_encoding(registry, adapter), broken)
+    assert registry.encoding(adapter.id) is None
+    modules = len(Layout.from_json(registry.cohort(adapter.cohort_id).layout).modules)
+    facts = {"lorareg": "0.1.0", "measured_at": "2026-01-02T03:04:05+00:00", "fidelity": {}}
+    encoding = registry.record_encoding(new_encoding(registry, adapter), Proof(facts, bytes(4 * modules), b""))
+    certificate = registry.certificate(encoding.id)
+    assert certificate is not None
+    assert not is_stale(Subject.of(registry, adapter, encoding), certificate)
 
 
 def test_an_encoding_needs_its_blob_and_a_generator_for_its_base_model(

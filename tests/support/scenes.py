@@ -1,0 +1,160 @@
+"""Scenes for tests of faults: commands, the registries they begin from, and what has to be true after a fault."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import faults
+from faults import Doing, Faults, command
+
+HARMLESS = ("nothing refers to it", "a sweep was stopped before it was done with it", "older code")
+"""What `check` may say of a registry whose writer was killed: it takes space, until gc or a sweep."""
+
+
+@dataclass
+class Scene:
+    """A doing, the area it begins from, and what its registry holds before and after it."""
+
+    doing: Doing
+    area: Path
+    before: dict[str, Any]
+    after: dict[str, Any]
+    steps: int
+    seconds: float
+    retry: Doing | None = None  # where the same again is refused once it was done
+
+    def expect_either(self, found: dict[str, Any]) -> None:
+        """Each adapter is as it was before or as it is after, and nothing is wrong with the registry."""
+        assert found["errors"] == []
+        assert [note for note in found["notes"] if not any(said in note for said in HARMLESS)] == []
+        assert self.before.keys() <= found["adapters"].keys() <= self.after.keys()
+        for ref, adapter in found["adapters"].items():
+            sides = [side[ref] for side in (self.before, self.after) if ref in side]
+            assert adapter["digest"] == sides[-1]["digest"]
+            assert adapter["weights"] in [side["weights"] for side in sides], f"the original of {ref}"
+            if any(side["output"] for side in sides[:-1]):
+                assert adapter["output"] in [side["output"] for side in sides], f"the code of {ref}"
+            if adapter["output"] is not None:
+                assert any(side["output"] for side in sides), f"{ref} has a code"
+                assert adapter["certified"], f"the code of {ref} has no certificate"
+            assert adapter["tags"] in [side["tags"] for side in sides], f"the tags of {ref}"
+
+
+@dataclass
+class Stage:
+    """Where scenes are made and tried."""
+
+    faults: Faults
+    folder: Path
+    scenes: dict[str, Scene] = field(default_factory=dict)
+
+    def scene(self, name: str) -> Scene:
+        if name not in self.scenes:
+            area = self.folder / "scenes" / name
+            area.mkdir(parents=True)
+            doing = SCENES[name](self, area)
+            before = self.held(area)
+            rehearsal = self.copy(area, "rehearsal")
+            ended = doing.run(self.faults, rehearsal)
+            assert ended.exit == 0, ended.err
+            self.scenes[name] = Scene(doing, area, before, self.held(rehearsal), ended.steps, ended.elapsed_s)
+        return self.scenes[name]
+
+    def copy(self, area: Path, name: str) -> Path:
+        target = self.folder / name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(area, target, symlinks=True)
+        return target
+
+    def held(self, area: Path) -> dict[str, Any]:
+        if not (area / "home" / "registry.sqlite").exists():
+            return {}
+        found = self.faults.look(area / "home")
+        assert found["errors"] == []
+        adapters: dict[str, Any] = found["adapters"]
+        return adapters
+
+    def done(self, area: Path, doing: Doing) -> None:
+        ended = doing.run(self.faults, area)
+        assert ended.exit == 0, f"{doing.what}: {ended.out} {ended.err}"
+
+    def kill(self, scene: Scene, **fault: Any) -> bool:
+        """Kill it once, and see that nothing is lost; whether it was alive to be killed."""
+        area = self.copy(scene.area, "tried")
+        ended = scene.doing.run(self.faults, area, **fault)
+        assert ended.killed or ended.exit == 0, f"neither killed nor done: {ended.out} {ended.err}"
+        if (area / "home" / "registry.sqlite").exists() or scene.before:
+            looked = self.faults.ask("look", home=str(area / "home"))
+            if looked.exit == 20 and not scene.before and "there is no registry" in looked.err:
+                pass  # it was killed before there was one
+            else:
+                assert looked.exit == 0, looked.err
+                scene.expect_either(faults.parsed(looked))
+        if not ended.killed:
+            return False
+        self.age(area)
+        self.done(area, scene.doing)
+        found = self.faults.look(area / "home")
+        scene.expect_either(found)
+        expected = {ref: bare(adapter) for ref, adapter in scene.after.items()}
+        assert {ref: bare(adapter) for ref, adapter in found["adapters"].items()} == expected
+        self.done(area, command("gc", "gc", "--apply", "--grace-days", 0))
+        notes = self.faults.look(area / "home")["notes"]
+        assert [note for note in notes if "nothing refers to it" in note] == []
+        assert list((area / "home" / "blobs" / "tmp").glob("*")) == []
+        return True
+
+    @staticmethod
+    def age(area: Path) -> None:
+        """Files that a writer left on their way in go once they are a day old: make them so."""
+        for path in area.glob("*/**/tmp/*"):
+            os.utime(path, (time.time() - 2 * 86400,) * 2)
+
+
+def bare(adapter: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same however often it was begun; a code may be another where its generator is."""
+    return adapter | {"code": adapter["code"] is not None, "output": adapter["output"] is not None}
+
+
+# -- scenes: each prepares its area and says what is done ----
+
+
+def new_ingest(stage: Stage, area: Path) -> Doing:
+    return command("ingest into a new registry", "ingest", stage.folder / "some")
+
+
+def ingest(stage: Stage, area: Path) -> Doing:
+    stage.done(area, command("ingest", "ingest", stage.folder / "some"))
+    return command("ingest", "ingest", stage.folder / "more")
+
+
+def compress(stage: Stage, area: Path) -> Doing:
+    stage.done(area, command("ingest", "ingest", stage.folder / "some"))
+    return command("compress", "compress", "--arch", "mean", "--tolerance", 0.4)
+
+
+def compressed(stage: Stage, area: Path) -> None:
+    stage.done(area, compress(stage, area))
+
+
+SCENES: dict[str, Callable[[Stage, Path], Doing]] = {
+    "ingest into a new registry": new_ingest,
+    "ingest": ingest,
+    "compress": compress,
+}
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Stage]:
+    """A stage in a folder, with adapters to take in."""
+    faults.write_adapters(folder / "some", ["a", "b"])
+    faults.write_adapters(folder / "more", ["a", "c"], seed=1)
+    with faults.running(folder) as running:
+        yield Stage(running, folder)

@@ -1,0 +1,47 @@
+"""SIGKILL at every step of the file system, and at any moment: nothing acknowledged is lost, nothing dangles.
+
+A command is killed; then its registry is opened and everything in it read and decoded, the command is given again, and
+the registry has to hold what it holds when nobody is killed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from faults import FILES, KILL, TEAR
+from scenes import SCENES, Stage, staged
+
+FIXED = {"compress": 1}
+"""Faults found here that are mended: codes lost their certificates."""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with staged(tmp_path_factory.mktemp("kills")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_killed_at_every_step(name: str, stage: Stage, torture: Any) -> None:
+    torture.promise(f"`{name}` killed before and within every change to a file loses nothing", fixed=FIXED.get(name, 0))
+    scene = stage.scene(name)
+    random_ = random.Random(torture.seed)
+    every = [(nth, action) for nth in range(1, scene.steps + 1) for action in (KILL, TEAR)]
+    chosen = every if torture.long else random_.sample(every, 4)
+    for nth, action in chosen:
+        stage.kill(scene, action=action, nth=nth, kinds=FILES)
+    torture.held(len(chosen))
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_killed_at_any_moment(name: str, stage: Stage, torture: Any) -> None:
+    torture.promise(f"`{name}` killed at any moment loses nothing")
+    scene = stage.scene(name)
+    random_ = random.Random(torture.seed)
+    wanted, killed = torture.runs(1, 2000), 0
+    while killed < wanted:
+        killed += stage.kill(scene, kill_after_s=random_.uniform(0, scene.seconds))
+    torture.held(wanted)
