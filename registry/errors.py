@@ -164,6 +164,14 @@ class StoreError(LoraregError):
     exit_code = 28
 
 
+class ForeignStoreError(StoreError):
+    """Blob store {store} is not this registry's: {mark} says {found}. What one registry does not name, it would
+    delete as nobody's. {remedy}
+    """
+
+    exit_code = 28
+
+
 class NewerFormatError(LoraregError):
     """{what} has format {found}; this lorareg reads up to {expected}. Upgrade lorareg."""
 

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from lorareg.registry.errors import IntegrityError, LoraregError, MissingBlobError, MissingExtraError, ReplicaError
 from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.folder_blobs import FolderBlobs
-from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, STORE
+from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, IDENTITY, STORE
 from lorareg.registry.ingest import now
 from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow, SettingRow
 from lorareg.registry.types import WEIGHTS_FILE
@@ -198,9 +198,10 @@ def _snapshot(registry: Registry, folder: Path, originals: bool) -> tuple[Path, 
             # Of one moment: a row that came later would mention a blob that nobody copied.
             wanted, left_out = _chosen(connection, originals)
             copy_rows(connection, session.connection())
-            store = session.get(SettingRow, STORE)
-            if store is not None:  # the copy's blobs are in its own folder
-                session.delete(store)
+            for name in (STORE, IDENTITY):  # the copy is another registry, whose blobs are in its own folder
+                remembered = session.get(SettingRow, name)
+                if remembered is not None:
+                    session.delete(remembered)
             for sha256, size_bytes in left_out.items():
                 row = session.get(RetiredBlobRow, sha256)
                 if row is None:

@@ -6,6 +6,8 @@ that mentions them begins. Nothing here ever deletes bytes; removing an adapter 
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,7 +29,7 @@ from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import reading, writing
 from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
 from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
-from lorareg.registry.home import resolve_home
+from lorareg.registry.home import IDENTITY, STORE, resolve_home
 from lorareg.registry.ingest import (
     IngestOutcome,
     IngestRequest,
@@ -101,7 +103,10 @@ class Registry(Lookup):
         backend = backend_of(resolve_home(home))
         if (create and not backend.is_there()) or not is_current(backend):
             migrate(backend, asked_store())
-        return cls(backend)
+        registry = cls(backend)
+        if registry.setting(STORE) is not None and registry.setting(IDENTITY) is None:
+            registry.identity()
+        return registry
 
     @staticmethod
     def migrate(home: Path | None = None) -> Migration:
@@ -296,6 +301,14 @@ class Registry(Lookup):
             session.add(SettingRow(name=name, value=written, created_at=now()))
         elif row.value != written:
             row.value, row.created_at = written, now()
+
+    def identity(self) -> str:
+        """Its own number, which it gets when it is first asked for."""
+        with self.writing() as session:
+            row = session.get(SettingRow, IDENTITY)
+            number = uuid.uuid4().hex if row is None else str(json.loads(row.value))
+            self.remember_in(session, IDENTITY, number)
+        return number
 
     def put_task_vector(self, adapter_id: int, encoder: str, vector: bytes) -> TaskVector:
         """Store the adapter's task vector made by `encoder`, replacing an older one.
