@@ -261,9 +261,17 @@ class BlobStore(ABC):
     def __contains__(self, digest: str) -> bool:
         """Whether there is such a blob, whatever is in it."""
 
-    @abstractmethod
     def size(self, digest: str) -> int:
         """Size of a blob in bytes, without reading it.
+
+        Raises:
+            MissingBlobError: there is no such blob.
+        """
+        return self.stored(digest).size_bytes
+
+    @abstractmethod
+    def stored(self, digest: str) -> StoredBlob:
+        """A blob as `listed` has it.
 
         Raises:
             MissingBlobError: there is no such blob.

@@ -26,11 +26,12 @@ class FolderBlobs(BlobStore):
     def __contains__(self, digest: str) -> bool:
         return self.path(digest).is_file()
 
-    def size(self, digest: str) -> int:
+    def stored(self, digest: str) -> StoredBlob:
         try:
-            return self.path(digest).stat().st_size
+            status = self.path(digest).stat()
         except FileNotFoundError as error:
             raise MissingBlobError(digest=digest, store=self.root) from error
+        return StoredBlob(digest, status.st_size, status.st_mtime)
 
     def _listed(self) -> Iterator[StoredBlob]:
         with suppress(FileNotFoundError):

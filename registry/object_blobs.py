@@ -68,11 +68,11 @@ class ObjectBlobs(BlobStore):
     def __contains__(self, digest: str) -> bool:
         return self._head(digest) is not None
 
-    def size(self, digest: str) -> int:
+    def stored(self, digest: str) -> StoredBlob:
         found = self._head(digest)
         if found is None:
             raise MissingBlobError(digest=digest, store=self.url)
-        return int(found["size"])
+        return StoredBlob(digest, int(found["size"]), found["last_modified"].timestamp())
 
     def _listed(self) -> Iterator[StoredBlob]:
         page = self._page("")

@@ -185,7 +185,38 @@ def test_a_folder_from_a_copy_is_told_its_database(home: Path, make_adapter: Mak
     number = (home / "registry.postgresql").read_text()
     (home / "registry.postgresql").unlink()
     said = run("check", "--home", home)
+    assert "are in another folder, that of the machine where the registry was made" in said.err
     assert said.exit_code == 20
     assert f"needs {number.strip()} in its file registry.postgresql" in said.err
     (home / "registry.postgresql").write_text(number)
+    assert run("check", "--home", home).exit_code == 0
+
+
+def test_another_machine_without_a_store(home: Path, tmp_path: Path, make_adapter: MakeAdapter, run: Run) -> None:
+    """Its rows would have blobs here and there, and no machine all of them."""
+    with Registry.open(home, create=True) as registry:
+        registry.ingest(read_folder(make_adapter()), name="task")
+    there = tmp_path / "another-machine"
+    second = make_adapter("b", seed=2)
+    for words in (("ingest", second), ("check",), ("gc",), ("materialize", "task", "-o", tmp_path / "out")):
+        said = run(*words, "--home", there)
+        assert said.exit_code == 20, words
+        assert "run `lorareg migrate --store s3://bucket/prefix`; or share that folder" in said.err
+    assert run("list", "--home", there).exit_code == 0  # rows alone
+    assert run("migrate", "--store", f"file://{tmp_path}/shared", "--home", home).exit_code == 0
+    for words in (("ingest", second), ("check", "--read-data"), ("materialize", "task", "-o", tmp_path / "out")):
+        assert run(*words, "--home", there).exit_code == 0, words
+    assert run("check", "--read-data", "--home", home).exit_code == 0
+
+
+def test_a_database_from_a_dump_without_comments(home: Path, make_adapter: MakeAdapter, run: Run, raw: Raw) -> None:
+    with Registry.open(home, create=True) as registry:
+        registry.ingest(read_folder(make_adapter()), name="task")
+    number = (home / "registry.postgresql").read_text().strip()
+    raw("COMMENT ON TABLE alembic_version IS NULL")
+    for words in (("gc", "--apply"), ("ingest", make_adapter("b", seed=2))):
+        said = run(*words, "--home", home)
+        assert said.exit_code == 20
+        assert f"Have the database run: COMMENT ON TABLE alembic_version IS '{number}'" in said.err
+    raw(f"COMMENT ON TABLE alembic_version IS '{number}'")
     assert run("check", "--home", home).exit_code == 0
