@@ -18,8 +18,6 @@ from lorareg.registry.errors import RegistryError, StoreError
 from lorareg.registry.folder_blobs import FolderBlobs
 from lorareg.registry.home import (
     BLOBS_FOLDER,
-    DATABASE_VARIABLE,
-    MOVED,
     READ_CACHE_BYTES,
     READ_CACHE_VARIABLE,
     STORE,
@@ -85,12 +83,8 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
     Raises:
         IntegrityError: a blob is damaged; nothing is remembered.
         StoreError: the store refuses, lies within the one before, or has the blobs of another registry.
-        RegistryError: somebody else moved them meanwhile, or its rows were copied to another database, which would go
-            on with the store before.
+        RegistryError: somebody else moved them meanwhile.
     """
-    if registry.setting(MOVED) is not None:
-        reason = f"its rows were copied to {registry.setting(MOVED)}"
-        raise RegistryError(home=registry.home, reason=reason, remedy=f"Set {DATABASE_VARIABLE} to move their blobs.")
     url, identity = url.rstrip("/"), registry.identity()
     remembered = registry.setting(STORE)
     before = (

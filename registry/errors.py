@@ -124,6 +124,12 @@ class RegistryRefusedError(RegistryError):
     exit_code = 74  # as for anything else the machine refuses
 
 
+class RowsMovedError(RegistryError):
+    """Registry {home}: its rows were copied to {database}, and count there. Nothing was written. {remedy}"""
+
+    exit_code = 20
+
+
 class NewerSchemaError(RegistryError):
     """Registry {home} was written by a newer lorareg (schema {found}, this one knows {expected}). Upgrade lorareg."""
 

@@ -100,6 +100,10 @@ class Postgres(Backend):
             remedy = f"Use {form}; write what is special in names and passwords as %XX: @ as %40, % as %25, / as %2F."
             raise RegistryError(home=home, reason="the database's URL cannot be read", remedy=remedy)
 
+    @property
+    def place(self) -> str:
+        return self.url
+
     def is_there(self) -> bool:
         return self.revision() != BASE_REVISION
 

@@ -19,8 +19,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from lorareg.registry.blobs import StoredBlob
-from lorareg.registry.errors import MissingBlobError, RegistryError, SweepBusyError
-from lorareg.registry.home import DATABASE_VARIABLE, MOVED
+from lorareg.registry.errors import MissingBlobError, SweepBusyError
 from lorareg.registry.ingest import now
 from lorareg.registry.prune import Plan, plan
 from lorareg.registry.report_queries import referenced_digests
@@ -97,9 +96,7 @@ def sweep(registry: Registry, grace: timedelta, limit: int = SWEEP_LIMIT) -> Swe
 
     Raises:
         SweepBusyError: another sweep is under way.
-        RegistryError: its rows were copied to another database.
     """
-    _expect_all_rows(registry)
     with _lease(registry):
         stay, left = _mark(registry, grace, limit)
         deleted, later = _unlink(registry)
@@ -117,11 +114,7 @@ def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
     """Delete them, each looked at again under the write lock: nobody can come to name one meanwhile.
 
     Listing a large bucket takes minutes, in which others write; they come in between as well.
-
-    Raises:
-        RegistryError: its rows were copied to another database.
     """
-    _expect_all_rows(registry)
     candidates, deleted = find_orphans(registry, grace), []
     for start in range(0, len(candidates), ORPHANS_AT_ONCE):
         with registry.writing() as session:
@@ -131,13 +124,6 @@ def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
             registry.blobs.delete(_while_locked(session, [orphan.sha256 for orphan in found]))
         deleted += found
     return deleted
-
-
-def _expect_all_rows(registry: Registry) -> None:
-    moved = registry.setting(MOVED)
-    if moved is not None:
-        reason = f"its rows were copied to {moved}, which may mention blobs that these do not"
-        raise RegistryError(home=registry.home, reason=reason, remedy=f"Set {DATABASE_VARIABLE} to delete any.")
 
 
 def _mark(registry: Registry, grace: timedelta, limit: int) -> tuple[list[RetiredBlob], int]:
