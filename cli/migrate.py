@@ -20,7 +20,12 @@ def migrate(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="URL", show_default=False, help="Bring rows to postgresql+psycopg://... (empty)."),
+        typer.Option(
+            "--to",
+            metavar="URL",
+            show_default=False,
+            help="Bring rows to postgresql+psycopg://... (empty), or back: sqlite.",
+        ),
     ] = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -30,7 +35,9 @@ def migrate(
 
     Without options, to the schema of this version, as every other command does when it has to. A backup is made
     first (of PostgreSQL, make one with pg_dump). Rows are copied in one transaction, read back and compared; from
-    then on LORAREG_DATABASE has to name the other database, and the file that had them is among the backups. Blobs
+    then on LORAREG_DATABASE has to name the other database, or nothing for SQLite. Where they were nothing can be
+    written any more; a file that had them is among the backups. `--to` the database where they are, when they were
+    copied from there, makes them count again. Blobs
     are read back where they went and stay where they were as well. A move that was stopped goes on when the command
     is run again. Stop servers and whoever writes before.
 
@@ -70,12 +77,15 @@ def migrate(
                 f"{moved.copied} blobs ({size}) brought to {moved.after}; {moved.before} may go once you have looked"
             )
     if to is not None:
-        from lorareg.registry.backend import backend_at
+        from lorareg.registry.backend import SQLITE, backend_at
         from lorareg.registry.copying import move_rows
 
         with Registry.open(home, create=False) as registry:
             brought = move_rows(registry, backend_at(to, registry.home))
-        data |= {"rows": brought.rows, "database": brought.database, "rows_before": str(brought.before)}
-        lines.append(f"{brought.rows} rows brought to {brought.database}; set LORAREG_DATABASE to its URL from now on")
-        lines.append(f"the file that had them: {brought.before}")
+        before_them = None if brought.before is None else str(brought.before)
+        data |= {"rows": brought.rows, "database": brought.database, "rows_before": before_them}
+        variable = "unset LORAREG_DATABASE" if to == SQLITE else "set LORAREG_DATABASE to its URL"
+        lines.append(f"{brought.rows} rows are in {brought.database}, and count there: {variable} from now on")
+        if before_them is not None:
+            lines.append(f"the file that had them: {before_them}")
     output.show(data, *lines)

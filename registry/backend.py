@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lorareg.registry.errors import RegistryError
+from lorareg.registry.errors import RegistryError, RowsMovedError
 from lorareg.registry.files import make_folder
 from lorareg.registry.home import DATABASE_FILE, DATABASE_VARIABLE, POSTGRES_FILE
 
@@ -25,6 +25,8 @@ BASE_REVISION = "base"
 
 WRITES = "lorareg_writes"
 """The execution option by which an engine's transaction is known to be a writer's."""
+
+SQLITE = "sqlite"
 
 Fetch = Callable[[str], Sequence[Mapping[str, Any]]]
 
@@ -52,6 +54,11 @@ class Backend(ABC):
 
     def __init__(self, home: Path) -> None:
         self.home = home
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Which database it is, told from others of its kind; it may have a password in it."""
 
     def make_home(self) -> None:
         """Make the folder, if it is not there.
@@ -146,6 +153,16 @@ class Backend(ABC):
         """
 
 
+def rows_moved(home: Path, database: str) -> RowsMovedError:
+    """What to say where rows were copied to that kind of database."""
+    use, here = f"Set {DATABASE_VARIABLE} to its URL", SQLITE
+    if database == "SQLite":
+        use, here = f"Unset {DATABASE_VARIABLE}, in the folder that has its file", "URL"
+    remedy = f"{use}; if that move was stopped, run it again. If that database is no more, and these rows are to count "
+    remedy += f"again: `lorareg migrate --to {here}`, where they are."
+    return RowsMovedError(home=home, database=database, remedy=remedy)
+
+
 def database_url() -> str | None:
     """What LORAREG_DATABASE says."""
     return os.environ.get(DATABASE_VARIABLE) or None
@@ -162,7 +179,7 @@ def backend_of(home: Path) -> Backend:
         MissingExtraError: it needs a package that is not installed.
     """
     url = database_url()
-    if url is None or url.startswith("sqlite:"):
+    if url is None or url.startswith(SQLITE):
         from lorareg.registry.sqlite import Sqlite
 
         if url is not None:
@@ -181,15 +198,19 @@ def backend_of(home: Path) -> Backend:
 
 
 def backend_at(url: str, home: Path) -> Backend:
-    """The PostgreSQL database at a URL.
+    """The PostgreSQL database at a URL, or `sqlite`: the one that a folder has without any.
 
     Raises:
         RegistryError: it is a URL of another kind.
         MissingExtraError: psycopg is not installed.
     """
+    if url == SQLITE:
+        from lorareg.registry.sqlite import Sqlite
+
+        return Sqlite(home)
     scheme = url.partition(":")[0]
     if scheme not in ("postgresql", "postgresql+psycopg", "postgres") or not url.startswith(f"{scheme}://"):
-        remedy = "Use postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."
+        remedy = "Use postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, or `--to sqlite` to bring rows back."
         raise RegistryError(home=home, reason=f"a database of kind {scheme!r} cannot be used", remedy=remedy)
     from lorareg.registry.postgres import Postgres
 

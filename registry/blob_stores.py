@@ -18,8 +18,6 @@ from lorareg.registry.errors import RegistryError, StoreError
 from lorareg.registry.folder_blobs import FolderBlobs
 from lorareg.registry.home import (
     BLOBS_FOLDER,
-    DATABASE_VARIABLE,
-    MOVED,
     READ_CACHE_BYTES,
     READ_CACHE_VARIABLE,
     STORE,
@@ -53,8 +51,8 @@ def asked_store() -> str | None:
     return url
 
 
-def open_blobs(home: Path, remembered: str | None) -> BlobStore:
-    """The store of the registry at `home`, which remembers that URL, or none.
+def open_blobs(home: Path, remembered: str | None, identity: str | None) -> BlobStore:
+    """The store of the registry at `home`, which remembers that URL, or none, and that it is the one of this number.
 
     Raises:
         RegistryError: LORAREG_STORE names another one.
@@ -65,7 +63,7 @@ def open_blobs(home: Path, remembered: str | None) -> BlobStore:
         remedy = f"Unset {STORE_VARIABLE}, or move them with `lorareg migrate --store {asked}`."
         raise RegistryError(home=home, reason=f"its blobs are {place}, not at {asked}", remedy=remedy)
     blobs = FolderBlobs(home / BLOBS_FOLDER) if remembered is None else store_at(remembered, home / BLOBS_FOLDER)
-    blobs.remembered = remembered
+    blobs.remembered, blobs.owner = remembered, identity
     return blobs
 
 
@@ -84,14 +82,10 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
 
     Raises:
         IntegrityError: a blob is damaged; nothing is remembered.
-        StoreError: the store refuses, or lies within the one before.
-        RegistryError: somebody else moved them meanwhile, or its rows were copied to another database, which would go
-            on with the store before.
+        StoreError: the store refuses, lies within the one before, or has the blobs of another registry.
+        RegistryError: somebody else moved them meanwhile.
     """
-    if registry.setting(MOVED) is not None:
-        reason = f"its rows were copied to {registry.setting(MOVED)}"
-        raise RegistryError(home=registry.home, reason=reason, remedy=f"Set {DATABASE_VARIABLE} to move their blobs.")
-    url = url.rstrip("/")
+    url, identity = url.rstrip("/"), registry.identity()
     remembered = registry.setting(STORE)
     before = (
         FolderBlobs(registry.home / BLOBS_FOLDER)
@@ -104,6 +98,9 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
     if _place(after).startswith(f"{_place(before)}/"):
         remedy = "Name one beside it: whoever deletes the one before would delete both."
         raise StoreError(store=url, reason=f"it lies within {before.place}", remedy=remedy)
+    before.owner, after.owner = None if remembered is None else identity, identity
+    expect_free(after)
+    after.expect_ours(claim=True)
     brought: dict[str, int | None] = {}  # bytes by digest; None for what was there
 
     def bring() -> None:
@@ -125,6 +122,19 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
         bring()
     copied = [size_bytes for size_bytes in brought.values() if size_bytes is not None]
     return Moved(before.place, url, len(copied), sum(copied))
+
+
+def expect_free(store: BlobStore) -> None:
+    """A registry can have its blobs here: there are none, or its own, of a move that was stopped.
+
+    Raises:
+        ForeignStoreError: it is another registry's, or may be.
+    """
+    found = store.read_owner()
+    if found is None and next(store.listed(), None) is not None:
+        raise store.foreign("nothing, though there are blobs")
+    if found is not None and found != store.owner:
+        raise store.foreign(found)
 
 
 def _place(store: BlobStore) -> str:

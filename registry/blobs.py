@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from lorareg.registry.errors import IntegrityError, InvalidAdapterError
+from lorareg.registry.errors import ForeignStoreError, IntegrityError, InvalidAdapterError
 from lorareg.registry.files import make_folder, open_regular
 
 CHUNK_BYTES = 1 << 20
 STALE_AFTER_S = 24 * 3600
+OWNER = "lorareg-owner"
+"""What a store at a URL has beside its blobs: the number of the registry whose they are."""
+
 _HEX_DIGITS = frozenset("0123456789abcdef")
 _DAMAGED_REMEDY = (
     "Restore it from a backup. A file of an adapter comes back when the adapter is ingested again, a code or generator "
@@ -110,6 +113,8 @@ class BlobStore(ABC):
         self.place, self.tmp = place, tmp
         self.remembered: str | None = None
         """What the registry whose store this is remembered of it when it was opened."""
+        self.owner: str | None = None
+        """The number of that registry; None for a folder within a registry's own, which is nobody else's."""
         self.cold = False
         """Whether blobs are read from where they last, past what the system has of them nearer."""
         self._prepared = False
@@ -119,6 +124,7 @@ class BlobStore(ABC):
         """Stage blobs; those not published when the block ends are dropped."""
         if not self._prepared:
             self.prepare()
+            self.expect_ours(claim=True)
             self._prepared = True
         staging = Staging(self)
         try:
@@ -199,6 +205,54 @@ class BlobStore(ABC):
         except IntegrityError:
             return False
 
+    def expect_ours(self, *, claim: bool = False) -> None:
+        """Nobody else's registry has its blobs here: of two, each would delete the other's as nobody's.
+
+        Asked before blobs are stored, listed or deleted. Reading one asks nothing, since its bytes are held to its
+        digest.
+
+        Args:
+            claim: make the store this registry's if it is nobody's yet.
+
+        Raises:
+            ForeignStoreError: it is another's.
+        """
+        if self.owner is None:
+            return
+        found = self.read_owner()
+        if found is None and claim:
+            self.put_owner(self.owner)
+            found = self.read_owner()
+        if found is not None and found != self.owner:
+            raise self.foreign(found)
+
+    def foreign(self, found: str) -> ForeignStoreError:
+        """What to say where the mark says `found`."""
+        mark, remedy = f"{self.place}/{OWNER}", "Choose another prefix or folder."
+        if self.owner is not None:
+            remedy += f" Should the other registry be no more, and this one stand in for it: write {self.owner} there."
+        return ForeignStoreError(store=self.place, mark=mark, found=found[:80], remedy=remedy)
+
+    def listed(self) -> Iterator[StoredBlob]:
+        """Every blob in the store, by digest.
+
+        Raises:
+            ForeignStoreError: they are another registry's.
+        """
+        self.expect_ours()
+        yield from self._listed()
+
+    def delete(self, digests: Iterable[str]) -> None:
+        """Take blobs away for good, each before the next digest is asked for; those not there are no matter.
+
+        Only `sweep` may.
+
+        Raises:
+            ForeignStoreError: they are another registry's.
+        """
+        self.expect_ours(claim=True)
+        self._delete(digests)
+
     def __iter__(self) -> Iterator[str]:
         """Every digest in the store, in order."""
         return (blob.sha256 for blob in self.listed())
@@ -207,17 +261,33 @@ class BlobStore(ABC):
     def __contains__(self, digest: str) -> bool:
         """Whether there is such a blob, whatever is in it."""
 
-    @abstractmethod
     def size(self, digest: str) -> int:
         """Size of a blob in bytes, without reading it.
 
         Raises:
             MissingBlobError: there is no such blob.
         """
+        return self.stored(digest).size_bytes
 
     @abstractmethod
-    def listed(self) -> Iterator[StoredBlob]:
-        """Every blob in the store, by digest."""
+    def stored(self, digest: str) -> StoredBlob:
+        """A blob as `listed` has it.
+
+        Raises:
+            MissingBlobError: there is no such blob.
+        """
+
+    @abstractmethod
+    def read_owner(self) -> str | None:
+        """The number of the registry whose store it is, if it is one's."""
+
+    @abstractmethod
+    def put_owner(self, owner: str) -> None:
+        """Make it that registry's, unless it is one's already."""
+
+    @abstractmethod
+    def _listed(self) -> Iterator[StoredBlob]:
+        """As `listed`, whoever's they are."""
 
     @abstractmethod
     def pieces(self, digest: str, *, lasting: bool = False) -> Iterator[bytes]:
@@ -232,11 +302,8 @@ class BlobStore(ABC):
         """Make staged blobs last under their digests."""
 
     @abstractmethod
-    def delete(self, digests: Iterable[str]) -> None:
-        """Take blobs away for good, each before the next digest is asked for; those not there are no matter.
-
-        Only `sweep` may.
-        """
+    def _delete(self, digests: Iterable[str]) -> None:
+        """As `delete`, whoever's they are."""
 
     def prepare(self) -> None:
         """Once a process, before anything is staged: make room, and clear what crashed writers left behind."""

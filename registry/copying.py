@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,17 @@ from sqlalchemy import Connection, insert, select, text
 from lorareg.registry.backend import Backend
 from lorareg.registry.database import writing
 from lorareg.registry.errors import IntegrityError, RegistryError
-from lorareg.registry.home import MOVED
+from lorareg.registry.files import sync_file, sync_folder
+from lorareg.registry.home import MOVED, POSTGRES_FILE
 from lorareg.registry.migrate import migrate
 from lorareg.registry.rows import verify_row
 from lorareg.registry.schema import Base
+from lorareg.registry.sqlite import Sqlite
 from lorareg.registry.store import Registry
 from lorareg.registry.types import sha256_hex
 
 ROWS_AT_ONCE = 500
+_POSTGRES_REMEDY = "pg_dump and pg_restore bring them to another database, `lorareg migrate --to sqlite` to a file."
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +85,30 @@ def copy_rows(source: Connection, target: Connection) -> int:
 def move_rows(registry: Registry, backend: Backend) -> Moved:
     """Bring a registry's rows to a database that has none, or has just them since a move that was stopped.
 
-    They come in one transaction, while nobody can write where they were. Then the file that had them goes to the
-    backups, so that nobody goes on with it. Should it be brought back, it remembers that what the other database has
-    come to mention must not be deleted as nobody's. The registry is closed.
+    They come in one transaction, while nobody can write where they were; from then on nobody can at all, since that
+    database remembers where its rows count now. A file that had them goes to the backups. One that was brought back
+    counts again when it is asked to be moved to where it is. The registry is closed.
 
     Raises:
         RegistryError: the other database has other rows or belongs to another folder, or one of them refuses.
         IntegrityError: a row is damaged.
     """
     if registry.backend.name == backend.name:
-        remedy = "pg_dump and pg_restore bring them to another database."
-        raise RegistryError(home=registry.home, reason=f"its rows are in {backend.name} already", remedy=remedy)
+        return _count_again(registry, backend)
+    if isinstance(backend, Sqlite):
+        return _move_back(registry, backend)
     migrate(backend)
     with closing(backend.connect()) as rows:
         backend.expect_folder(lambda sql: rows.fetch(sql, {}))
+    count = _copy(registry, backend)
+    return Moved(count, backend.name, registry.backend.retire())
+
+
+def _copy(registry: Registry, backend: Backend) -> int:
+    """Copy rows and mark those here as moved; how many. The registry is closed."""
     engine = backend.engine()
     try:
-        with registry.writing() as locked, writing(engine, backend) as session:
+        with writing(registry.engine, registry.backend) as locked, writing(engine, backend) as session:
             registry.remember_in(locked, MOVED, None)  # of a move that was stopped
             locked.flush()
             count = _fill(locked.connection(), session.connection(), backend)
@@ -105,7 +116,43 @@ def move_rows(registry: Registry, backend: Backend) -> Moved:
     finally:
         engine.dispose()
     registry.close()
-    return Moved(count, backend.name, registry.backend.retire())
+    return count
+
+
+def _move_back(registry: Registry, backend: Sqlite) -> Moved:
+    """From PostgreSQL to the folder's file, which is there only when it is whole and the rows before are marked."""
+    _ = registry.blobs  # where they are in a folder, it is this one
+    with tempfile.TemporaryDirectory(dir=registry.home, prefix="moving-") as folder:
+        fresh = Sqlite(Path(folder))
+        migrate(fresh)
+        count = _copy(registry, fresh)
+        file = fresh.finished()
+        sync_file(file)
+        file.rename(backend.path)
+    _forget_postgres(registry.home)
+    return Moved(count, backend.name, None)
+
+
+def _count_again(registry: Registry, backend: Backend) -> Moved:
+    """Rows that were copied elsewhere are the ones to go on with after all."""
+    if registry.setting(MOVED) is None or registry.backend.place != backend.place:
+        remedy = "Nothing was changed." if registry.backend.name == Sqlite.name else _POSTGRES_REMEDY
+        reason = f"its rows are in {registry.backend.name} already"
+        raise RegistryError(home=registry.home, reason=reason, remedy=remedy)
+    with writing(registry.engine, registry.backend) as session:
+        registry.remember_in(session, MOVED, None)
+        session.flush()
+        count = sum(content.rows for content in contents(session.connection()).values())
+    if registry.backend.name == Sqlite.name:
+        _forget_postgres(registry.home)
+    registry.close()
+    return Moved(count, registry.backend.name, None)
+
+
+def _forget_postgres(home: Path) -> None:
+    """The folder is no longer that database's; the next one gets a number of its own."""
+    (home / POSTGRES_FILE).unlink(missing_ok=True)
+    sync_folder(home)
 
 
 def _fill(source: Connection, target: Connection, backend: Backend) -> int:

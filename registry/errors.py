@@ -124,6 +124,12 @@ class RegistryRefusedError(RegistryError):
     exit_code = 74  # as for anything else the machine refuses
 
 
+class RowsMovedError(RegistryError):
+    """Registry {home}: its rows were copied to {database}, and count there. Nothing was written. {remedy}"""
+
+    exit_code = 20
+
+
 class NewerSchemaError(RegistryError):
     """Registry {home} was written by a newer lorareg (schema {found}, this one knows {expected}). Upgrade lorareg."""
 
@@ -160,6 +166,14 @@ class InvalidContainerError(IntegrityError):
 
 class StoreError(LoraregError):
     """Blob store {store}: {reason}. {remedy}"""
+
+    exit_code = 28
+
+
+class ForeignStoreError(StoreError):
+    """Blob store {store} is not this registry's: {mark} says {found}. What one registry does not name, it would
+    delete as nobody's. {remedy}
+    """
 
     exit_code = 28
 

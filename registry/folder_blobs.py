@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lorareg.registry.blobs import CHUNK_BYTES, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
+from lorareg.registry.blobs import CHUNK_BYTES, OWNER, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
 from lorareg.registry.errors import MissingBlobError
 from lorareg.registry.files import make_folder, sync_all, sync_file, sync_folder
 
@@ -26,13 +26,14 @@ class FolderBlobs(BlobStore):
     def __contains__(self, digest: str) -> bool:
         return self.path(digest).is_file()
 
-    def size(self, digest: str) -> int:
+    def stored(self, digest: str) -> StoredBlob:
         try:
-            return self.path(digest).stat().st_size
+            status = self.path(digest).stat()
         except FileNotFoundError as error:
             raise MissingBlobError(digest=digest, store=self.root) from error
+        return StoredBlob(digest, status.st_size, status.st_mtime)
 
-    def listed(self) -> Iterator[StoredBlob]:
+    def _listed(self) -> Iterator[StoredBlob]:
         with suppress(FileNotFoundError):
             for folder in sorted(os.listdir(self.root)):
                 if is_digest(folder, 2):
@@ -40,6 +41,20 @@ class FolderBlobs(BlobStore):
                         with suppress(FileNotFoundError):
                             status = (self.root / folder / rest).stat()
                             yield StoredBlob(folder + rest, status.st_size, status.st_mtime)
+
+    def read_owner(self) -> str | None:
+        try:
+            return (self.root / OWNER).read_text(errors="replace").strip()
+        except FileNotFoundError:
+            return None
+
+    def put_owner(self, owner: str) -> None:
+        path = self.root / OWNER
+        self.root.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError), open(path, "x") as file:
+            file.write(f"{owner}\n")
+        sync_file(path)
+        sync_folder(self.root)
 
     def pieces(self, digest: str, *, lasting: bool = False) -> Iterator[bytes]:
         try:
@@ -60,7 +75,7 @@ class FolderBlobs(BlobStore):
         # Also for blobs that were there: who renamed them may not have come to this line yet.
         sync_all(sync_folder, {self.path(blob.sha256).parent for blob in blobs})
 
-    def delete(self, digests: Iterable[str]) -> None:
+    def _delete(self, digests: Iterable[str]) -> None:
         folders = set()
         try:
             for path in map(self.path, digests):

@@ -11,6 +11,9 @@ DATABASE_VARIABLE = "LORAREG_DATABASE"
 STORE = "store"
 """What a registry remembers the URL of its blobs under, where they are not in its folder."""
 
+IDENTITY = "registry_id"
+"""What a registry remembers its own number under, by which a store knows whose it is; the database's copies have it."""
+
 MOVED = "rows_copied_to"
 """What a registry remembers the kind of database under that its rows were copied to."""
 

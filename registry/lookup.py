@@ -25,7 +25,7 @@ from lorareg.registry.errors import (
     UnknownFileError,
     UnknownGeneratorError,
 )
-from lorareg.registry.home import STORE
+from lorareg.registry.home import IDENTITY, STORE
 from lorareg.registry.names import Ref, parse_ref, suggest
 from lorareg.registry.rows import record_from_row
 from lorareg.registry.types import (
@@ -102,7 +102,7 @@ class Lookup(ABC):
         remembered = self.setting(STORE)
         if remembered is None:
             self.backend.expect_folder(self.fetch)
-        return open_blobs(self.home, remembered)
+        return open_blobs(self.home, remembered, None if remembered is None else self.setting(IDENTITY))
 
     @abstractmethod
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ Alembic in a single transaction.
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ from sqlalchemy import text
 
 from lorareg.registry.backend import BASE_REVISION, Backend
 from lorareg.registry.database import writing
-from lorareg.registry.home import STORE
+from lorareg.registry.home import BLOBS_FOLDER, IDENTITY, STORE
 from lorareg.registry.revision import read_revision
 from lorareg.registry.rows import SCHEMA_REVISION
 from lorareg.registry.types import canonical_json
@@ -38,6 +39,7 @@ def migrate(backend: Backend, store: str | None = None) -> Migration:
     Raises:
         RegistryError: the folder or the database cannot be written, or rows would lose what they refer to.
         NewerSchemaError: a newer lorareg wrote it.
+        StoreError: `store` has another registry's blobs.
     """
     with backend.migrating():
         found = read_revision(backend)
@@ -77,9 +79,12 @@ def move_schema(backend: Backend, revision: str) -> None:
 
 
 def _create(backend: Backend, store: str | None) -> None:
+    from lorareg.registry.blob_stores import expect_free, store_at
     from lorareg.registry.ingest import now
     from lorareg.registry.schema import Base, SettingRow
 
+    if store is not None:
+        expect_free(store_at(store, backend.home / BLOBS_FOLDER))
     backend.prepare()
     engine = backend.engine()
     try:
@@ -92,6 +97,7 @@ def _create(backend: Backend, store: str | None) -> None:
             connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
             backend.complete(connection)
             if store is not None:
-                session.add(SettingRow(name=STORE, value=canonical_json(store), created_at=now()))
+                for name, value in ((STORE, store), (IDENTITY, uuid.uuid4().hex)):
+                    session.add(SettingRow(name=name, value=canonical_json(value), created_at=now()))
     finally:
         engine.dispose()

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from lorareg.registry.blobs import CHUNK_BYTES, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
+from lorareg.registry.blobs import CHUNK_BYTES, OWNER, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
 from lorareg.registry.errors import IntegrityError, MissingBlobError, MissingExtraError, StoreError
 
 PART_BYTES = 16 << 20
@@ -68,13 +68,13 @@ class ObjectBlobs(BlobStore):
     def __contains__(self, digest: str) -> bool:
         return self._head(digest) is not None
 
-    def size(self, digest: str) -> int:
+    def stored(self, digest: str) -> StoredBlob:
         found = self._head(digest)
         if found is None:
             raise MissingBlobError(digest=digest, store=self.url)
-        return int(found["size"])
+        return StoredBlob(digest, int(found["size"]), found["last_modified"].timestamp())
 
-    def listed(self) -> Iterator[StoredBlob]:
+    def _listed(self) -> Iterator[StoredBlob]:
         page = self._page("")
         while page:
             for found in page:
@@ -82,6 +82,22 @@ class ObjectBlobs(BlobStore):
                 if is_digest(digest):
                     yield StoredBlob(digest, found["size"], found["last_modified"].timestamp())
             page = self._page(page[-1]["path"])
+
+    def read_owner(self) -> str | None:
+        def read() -> str | None:
+            try:
+                return bytes(self._api.get(self._store, OWNER).bytes()).decode(errors="replace").strip()
+            except FileNotFoundError:
+                return None
+
+        return self._asked(read)
+
+    def put_owner(self, owner: str) -> None:
+        def create() -> None:
+            with suppress(self._api.exceptions.AlreadyExistsError):  # by another, or by a try whose answer was lost
+                self._api.put(self._store, OWNER, f"{owner}\n".encode(), mode="create")
+
+        self._asked(create)
 
     def pieces(self, digest: str, *, lasting: bool = False) -> Iterator[bytes]:
         near = None if lasting or self.cold or not is_digest(digest) else _opened(self._cache / digest)
@@ -103,7 +119,7 @@ class ObjectBlobs(BlobStore):
             if blob.is_new:
                 self._asked(lambda blob=blob: self._put(blob))  # type: ignore[misc]
 
-    def delete(self, digests: Iterable[str]) -> None:
+    def _delete(self, digests: Iterable[str]) -> None:
         for digest in digests:
             name = blob_name(digest)
             with suppress(FileNotFoundError):

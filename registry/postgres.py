@@ -100,6 +100,10 @@ class Postgres(Backend):
             remedy = f"Use {form}; write what is special in names and passwords as %XX: @ as %40, % as %25, / as %2F."
             raise RegistryError(home=home, reason="the database's URL cannot be read", remedy=remedy)
 
+    @property
+    def place(self) -> str:
+        return self.url
+
     def is_there(self) -> bool:
         return self.revision() != BASE_REVISION
 
@@ -208,11 +212,24 @@ class Postgres(Backend):
 
     def expect_folder(self, fetch: Fetch) -> None:
         (row,) = fetch("SELECT obj_description(to_regclass('alembic_version'), 'pg_class') AS number")
-        if row["number"] not in (None, self._number()):
-            remedy = (
-                f"Name the two that do. A folder that was brought back from a copy needs {row['number']} in its file "
+        expected, found = row["number"], self._number()
+        if expected is None:
+            say = f"COMMENT ON TABLE alembic_version IS '{found or 'NUMBER'}'"
+            reason = (
+                "its database has lost the number of the folder that has its blobs, as a dump without comments does"
             )
-            raise self._not_together(f"{remedy}{POSTGRES_FILE}.")
+            remedy = f"Have the database run: {say}, with the number in that folder's file {POSTGRES_FILE}."
+            raise RegistryError(home=self.home, reason=reason, remedy=remedy)
+        from_a_copy = f"A folder that was brought back from a copy needs {expected} in its file {POSTGRES_FILE}."
+        if found is None:
+            reason = "the blobs of its database are in another folder, that of the machine where the registry was made"
+            remedy = (
+                "Have them where every machine reaches them: there, run `lorareg migrate --store s3://bucket/prefix`; "
+            )
+            remedy += f"or share that folder, and name it with --home. {from_a_copy}"
+            raise RegistryError(home=self.home, reason=reason, remedy=remedy)
+        if found != expected:
+            raise self._not_together(f"Name the two that do. {from_a_copy}")
 
     def _number(self) -> str | None:
         """What the folder says is the number of its database."""

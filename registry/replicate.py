@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import text
 
+from lorareg.registry.blobs import OWNER
 from lorareg.registry.errors import IntegrityError, LoraregError, MissingBlobError, MissingExtraError, ReplicaError
 from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.folder_blobs import FolderBlobs
-from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, STORE
+from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, IDENTITY, POSTGRES_FILE, STORE
 from lorareg.registry.ingest import now
 from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow, SettingRow
 from lorareg.registry.types import WEIGHTS_FILE
@@ -50,6 +51,12 @@ class Location(Protocol):
 
     def put(self, sha256: str, data: bytes) -> None:
         """Store a blob."""
+
+    def owner(self) -> str | None:
+        """The number of the registry that this is a copy of; None where there is nothing, "" for another registry."""
+
+    def put_owner(self, owner: str) -> None:
+        """Say whose copy it is, where there is nothing yet."""
 
     def put_database(self, snapshot: Path) -> None:
         """Store the database, replacing an older one."""
@@ -82,7 +89,7 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
     `advance` is called after each blob.
 
     Raises:
-        ReplicaError: the location is the registry itself, or cannot be written.
+        ReplicaError: the location is the registry itself or has another, or cannot be written.
         IntegrityError: a blob is damaged here; `repair` may bring it back.
     """
     resolved = location if "://" in location else str(Path(location).resolve())
@@ -90,6 +97,7 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
         raise ReplicaError(location=location, reason="it is inside the registry", remedy="Choose another disk.")
     target, copied, copied_bytes, present = open_location(resolved), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder, _reaching(location):
+        _claim(target, location, registry.identity())
         snapshot, wanted = _snapshot(registry, Path(folder), originals)
         for sha256, size_bytes in wanted.items():
             if target.has(sha256, size_bytes):
@@ -119,6 +127,17 @@ def repair(registry: Registry, location: str, advance: Callable[[int], object]) 
                 mended.append(sha256)
             advance(1)
     return mended
+
+
+def _claim(target: Location, location: str, identity: str) -> None:
+    """A location has one registry's copy: the next one's database would replace it."""
+    if target.owner() is None:
+        target.put_owner(identity)
+    found = target.owner()
+    if found != identity:
+        reason = f"it has a copy of registry {found[:80]}" if found else "it has a registry that is no copy of this one"
+        remedy = f"Choose another place. If that one may go: write {identity} into {BLOBS_FOLDER}/{OWNER} there."
+        raise ReplicaError(location=location, reason=reason, remedy=remedy)
 
 
 @contextmanager
@@ -198,9 +217,10 @@ def _snapshot(registry: Registry, folder: Path, originals: bool) -> tuple[Path, 
             # Of one moment: a row that came later would mention a blob that nobody copied.
             wanted, left_out = _chosen(connection, originals)
             copy_rows(connection, session.connection())
-            store = session.get(SettingRow, STORE)
-            if store is not None:  # the copy's blobs are in its own folder
-                session.delete(store)
+            for name in (STORE, IDENTITY):  # the copy is another registry, whose blobs are in its own folder
+                remembered = session.get(SettingRow, name)
+                if remembered is not None:
+                    session.delete(remembered)
             for sha256, size_bytes in left_out.items():
                 row = session.get(RetiredBlobRow, sha256)
                 if row is None:
@@ -239,6 +259,13 @@ class _Folder:
 
     def put(self, sha256: str, data: bytes) -> None:
         self.blobs.put_bytes(data)
+
+    def owner(self) -> str | None:
+        is_there = any((self.root / name).exists() for name in (DATABASE_FILE, POSTGRES_FILE))
+        return self.blobs.read_owner() or ("" if is_there else None)
+
+    def put_owner(self, owner: str) -> None:
+        self.blobs.put_owner(owner)
 
     def put_database(self, snapshot: Path) -> None:
         fresh = self.root / f".{DATABASE_FILE}.new"
@@ -291,6 +318,15 @@ class _Remote:
     def put(self, sha256: str, data: bytes) -> None:
         self._write(self._path(sha256), data)
 
+    def owner(self) -> str | None:
+        self.files.invalidate_cache()
+        if self.files.exists(self._mark()):
+            return bytes(self.files.cat_file(self._mark())).decode(errors="replace").strip()
+        return "" if self.files.exists(f"{self.root}/{DATABASE_FILE}") else None
+
+    def put_owner(self, owner: str) -> None:
+        self._write(self._mark(), f"{owner}\n".encode())
+
     def put_database(self, snapshot: Path) -> None:
         self._write(f"{self.root}/{DATABASE_FILE}", snapshot.read_bytes())
 
@@ -298,6 +334,9 @@ class _Remote:
         if not OBJECT_STORES.intersection([self.files.protocol, *self.files.protocol]):
             self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
         self.files.pipe_file(path, data)
+
+    def _mark(self) -> str:
+        return f"{self.root}/{BLOBS_FOLDER}/{OWNER}"
 
     def _path(self, sha256: str) -> str:
         return f"{self.root}/{BLOBS_FOLDER}/{sha256[:2]}/{sha256[2:]}"

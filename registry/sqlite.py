@@ -48,6 +48,10 @@ class Sqlite(Backend):
         """The file."""
         return self.home / DATABASE_FILE
 
+    @property
+    def place(self) -> str:
+        return str(self.path)
+
     def is_there(self) -> bool:
         return self.path.exists()
 

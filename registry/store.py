@@ -6,9 +6,11 @@ that mentions them begins. Nothing here ever deletes bytes; removing an adapter 
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +21,7 @@ from sqlalchemy import select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from lorareg.registry.backend import Backend, backend_of
+from lorareg.registry.backend import Backend, backend_of, rows_moved
 from lorareg.registry.blob_stores import asked_store
 from lorareg.registry.blobs import StagedBlob
 from lorareg.registry.card import tidy_description
@@ -27,7 +29,7 @@ from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import reading, writing
 from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
 from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
-from lorareg.registry.home import resolve_home
+from lorareg.registry.home import IDENTITY, MOVED, STORE, resolve_home
 from lorareg.registry.ingest import (
     IngestOutcome,
     IngestRequest,
@@ -101,7 +103,10 @@ class Registry(Lookup):
         backend = backend_of(resolve_home(home))
         if (create and not backend.is_there()) or not is_current(backend):
             migrate(backend, asked_store())
-        return cls(backend)
+        registry = cls(backend)
+        if registry.setting(STORE) is not None and registry.setting(IDENTITY) is None:
+            registry.identity()
+        return registry
 
     @staticmethod
     def migrate(home: Path | None = None) -> Migration:
@@ -131,9 +136,18 @@ class Registry(Lookup):
         """One consistent snapshot, for SQL that spans several statements."""
         return reading(self.engine, self.backend)
 
-    def writing(self) -> AbstractContextManager[Session]:
-        """One transaction that is committed whole or not at all; whoever writes waits for its turn."""
-        return writing(self.engine, self.backend)
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """One transaction that is committed whole or not at all; whoever writes waits for its turn.
+
+        Raises:
+            RowsMovedError: what is written here would not be where the rows count now.
+        """
+        with writing(self.engine, self.backend) as session:
+            moved = session.get(SettingRow, MOVED)
+            if moved is not None:
+                raise rows_moved(self.home, json.loads(moved.value))
+            yield session
 
     def ingest(self, folder: PeftFolder, *, name: str, description: str | None = None) -> IngestOutcome:
         """Take in an adapter that `peft_format.read_adapter` has read; ingesting it again changes nothing.
@@ -296,6 +310,14 @@ class Registry(Lookup):
             session.add(SettingRow(name=name, value=written, created_at=now()))
         elif row.value != written:
             row.value, row.created_at = written, now()
+
+    def identity(self) -> str:
+        """Its own number, which it gets when it is first asked for."""
+        with self.writing() as session:
+            row = session.get(SettingRow, IDENTITY)
+            number = uuid.uuid4().hex if row is None else str(json.loads(row.value))
+            self.remember_in(session, IDENTITY, number)
+        return number
 
     def put_task_vector(self, adapter_id: int, encoder: str, vector: bytes) -> TaskVector:
         """Store the adapter's task vector made by `encoder`, replacing an older one.

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from lorareg.registry.errors import RegistryError, SweepBusyError
-from lorareg.registry.home import DATABASE_VARIABLE, MOVED
+from lorareg.registry.blobs import StoredBlob
+from lorareg.registry.errors import MissingBlobError, SweepBusyError
 from lorareg.registry.ingest import now
 from lorareg.registry.prune import Plan, plan
 from lorareg.registry.report_queries import referenced_digests
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 GRACE_DAYS = 7.0
 SWEEP_LIMIT = 1000
 LEASE_S = 900.0
+ORPHANS_AT_ONCE = 100
+"""Within one transaction; two requests each, where they are objects."""
+
 LEASE = "sweep_lease"
 
 
@@ -93,9 +96,7 @@ def sweep(registry: Registry, grace: timedelta, limit: int = SWEEP_LIMIT) -> Swe
 
     Raises:
         SweepBusyError: another sweep is under way.
-        RegistryError: its rows were copied to another database.
     """
-    _expect_all_rows(registry)
     with _lease(registry):
         stay, left = _mark(registry, grace, limit)
         deleted, later = _unlink(registry)
@@ -106,27 +107,23 @@ def find_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
     """Files that no row names and that were stored longer ago than `grace`."""
     with registry.reading() as connection:
         named = referenced_digests(connection)
-    return list(_orphans(registry, named, grace))
+    return list(_orphans(registry.blobs.listed(), named, grace))
 
 
 def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
-    """Delete them, looked for again under the write lock: nobody can come to name one meanwhile.
+    """Delete them, each looked at again under the write lock: nobody can come to name one meanwhile.
 
-    Raises:
-        RegistryError: its rows were copied to another database.
+    Listing a large bucket takes minutes, in which others write; they come in between as well.
     """
-    _expect_all_rows(registry)
-    with registry.writing() as session:
-        found = list(_orphans(registry, referenced_digests(session.connection()), grace))
-        registry.blobs.delete(_while_locked(session, [orphan.sha256 for orphan in found]))
-    return found
-
-
-def _expect_all_rows(registry: Registry) -> None:
-    moved = registry.setting(MOVED)
-    if moved is not None:
-        reason = f"its rows were copied to {moved}, which may mention blobs that these do not"
-        raise RegistryError(home=registry.home, reason=reason, remedy=f"Set {DATABASE_VARIABLE} to delete any.")
+    candidates, deleted = find_orphans(registry, grace), []
+    for start in range(0, len(candidates), ORPHANS_AT_ONCE):
+        with registry.writing() as session:
+            named = referenced_digests(session.connection())
+            blobs = (_stored(registry, orphan) for orphan in candidates[start : start + ORPHANS_AT_ONCE])
+            found = list(_orphans((blob for blob in blobs if blob is not None), named, grace))
+            registry.blobs.delete(_while_locked(session, [orphan.sha256 for orphan in found]))
+        deleted += found
+    return deleted
 
 
 def _mark(registry: Registry, grace: timedelta, limit: int) -> tuple[list[RetiredBlob], int]:
@@ -175,8 +172,16 @@ def _while_locked(session: Session, digests: Sequence[str]) -> Iterator[str]:
         yield sha256
 
 
-def _orphans(registry: Registry, named: set[str], grace: timedelta) -> Iterator[Orphan]:
-    for blob in registry.blobs.listed():
+def _stored(registry: Registry, orphan: Orphan) -> StoredBlob | None:
+    """As it is now; None if another came before."""
+    try:
+        return registry.blobs.stored(orphan.sha256)
+    except MissingBlobError:
+        return None
+
+
+def _orphans(blobs: Iterable[StoredBlob], named: set[str], grace: timedelta) -> Iterator[Orphan]:
+    for blob in blobs:
         age_s = time.time() - blob.stored_at_s
         if blob.sha256 not in named and age_s >= grace.total_seconds():
             yield Orphan(blob.sha256, blob.size_bytes, age_s)

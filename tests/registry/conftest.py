@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3_server
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +64,35 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is about SQLite's file is not tried on PostgreSQL."""
     items[:] = [one for one in items if not (one.get_closest_marker("sqlite_alone") and "postgresql" in one.name)]
+
+
+@pytest.fixture(scope="session")
+def proxied() -> Iterator[tuple[str, Any]]:
+    """The URL of a server of the S3 protocol, and what goes wrong on the way to it."""
+    pytest.importorskip("obstore", reason="the extra `s3` is not installed")
+    pytest.importorskip("moto", reason="moto, a server of the S3 protocol, is not installed")
+    with s3_server.s3_server() as (host, port), s3_server.proxy(host, port) as found:
+        yield found
+
+
+@pytest.fixture
+def faults(proxied: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As `proxied`, with the variables that lead there, and nothing going wrong."""
+    url, faults = proxied
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    faults.waiting.clear()
+    faults.happened.clear()
+    faults.seen.clear()
+    return faults
+
+
+@pytest.fixture
+def url(faults: Any) -> str:
+    """Of a store that nothing is in."""
+    return f"s3://bucket/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import s3_server
 
 pytest.importorskip("obstore", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto, a server of the S3 protocol, is not installed")
@@ -27,30 +24,6 @@ from lorareg.registry.types import WEIGHTS_FILE, sha256_hex
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # moto's
 ABSENT = "0" * 64
-
-
-@pytest.fixture(scope="session")
-def proxied() -> Iterator[tuple[str, Any]]:
-    with s3_server.s3_server() as (host, port), s3_server.proxy(host, port) as found:
-        yield found
-
-
-@pytest.fixture
-def faults(proxied: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    url, faults = proxied
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    faults.waiting.clear()
-    faults.happened.clear()
-    faults.seen.clear()
-    return faults
-
-
-@pytest.fixture
-def url(faults: Any) -> str:
-    return f"s3://bucket/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

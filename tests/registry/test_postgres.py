@@ -21,15 +21,15 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from lorareg.registry import postgres as postgres_module
-from lorareg.registry import sweep as sweep_module
 from lorareg.registry.backend import BASE_REVISION, backend_of
+from lorareg.registry.blobs import StoredBlob
 from lorareg.registry.errors import MissingExtraError, NewerSchemaError, RegistryError, RegistryRefusedError
 from lorareg.registry.migrate import move_schema
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.schema import Base, SettingRow
 from lorareg.registry.store import Registry
-from lorareg.registry.sweep import Orphan, delete_orphans
+from lorareg.registry.sweep import delete_orphans
 
 MakeAdapter = Callable[..., Path]
 Run = Callable[..., Any]
@@ -159,22 +159,22 @@ def test_a_server_that_goes_away(home: Path, empty_postgres: str, make_adapter: 
 def test_who_lost_the_lock_deletes_nothing(
     home: Path, empty_postgres: str, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While gc lists files, the server drops it, and somebody else comes to need one of them."""
+    """While gc looks at files, the server drops it, and somebody else comes to need one of them."""
     import psycopg
 
     with Registry.open(home, create=True) as registry, Registry.open(home, create=False) as other:
         orphan = registry.blobs.put_bytes(b"wanted after all")
         adapter = registry.ingest(read_folder(make_adapter()), name="task").adapter
-        find = sweep_module._orphans
+        look = registry.blobs.stored
 
-        def find_slowly(*arguments: Any) -> list[Orphan]:
-            found = list(find(*arguments))
+        def look_slowly(digest: str) -> StoredBlob:
+            found = look(digest)
             with psycopg.connect(empty_postgres, autocommit=True) as admin:
                 admin.execute(CUT)
             other.put_files(adapter, {"extras/late": b"wanted after all"})
             return found
 
-        monkeypatch.setattr(sweep_module, "_orphans", find_slowly)
+        monkeypatch.setattr(registry.blobs, "stored", look_slowly)
         with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
             delete_orphans(registry, timedelta(0))
         assert orphan in other.blobs

@@ -62,6 +62,21 @@ def test_what_must_stay_is_copied_once(filled: Registry, location: str) -> None:
     assert [copy.location for copy in filled.generator_copies(1)] == [done.location]
 
 
+def test_a_place_has_one_registrys_copy(
+    filled: Registry, location: str, tmp_path: Path, make_postgres: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database of the one would replace that of the other."""
+    replicate(filled, location, False, ignore)
+    if os.environ.get("LORAREG_DATABASE"):
+        monkeypatch.setenv("LORAREG_DATABASE", make_postgres())
+    with Registry.open(tmp_path / "other", create=True) as other:
+        with pytest.raises(ReplicaError, match=rf"a copy of registry {filled.identity()}\. Choose another place"):
+            replicate(other, location, False, ignore)
+        with pytest.raises(ReplicaError, match=rf"no copy of this one\. .* write {filled.identity()} into"):
+            replicate(filled, str(tmp_path / "other"), False, ignore)
+    assert replicate(filled, location, False, ignore).copied == 0
+
+
 def test_the_copy_is_a_registry(filled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replicate(filled, str(tmp_path / "copy"), False, ignore)
     replicate(filled, str(tmp_path / "copy"), False, ignore)

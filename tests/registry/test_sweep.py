@@ -256,3 +256,34 @@ def test_what_a_row_names_is_no_orphan(filled: Registry) -> None:
 def test_recording_needs_its_blob(filled: Registry) -> None:
     with pytest.raises(MissingBlobError, match=f"Blob {'ab' * 32} is missing"):
         filled.record_generator(NewGenerator(1, "ab" * 32, 3, "mean", "", {}, {}))
+
+
+def test_what_happened_while_orphans_were_listed_counts(
+    filled: Registry, monkeypatch: pytest.MonkeyPatch, make_adapter: MakeAdapter
+) -> None:
+    """Others write while a large bucket is listed: what they name, stored anew or deleted is judged as it is then."""
+    wanted, fresh, gone, orphan = (filled.blobs.put_bytes(data) for data in (b"wanted", b"fresh", b"gone", b"orphan"))
+    find = sweep_module.find_orphans
+    for sha256 in (wanted, fresh, gone, orphan):
+        age(filled, sha256, 8)
+
+    def find_and_wait(registry: Registry, grace: timedelta) -> list[sweep_module.Orphan]:
+        found = find(registry, grace)
+        with Registry.open(filled.home, create=False) as other:
+            other.put_files(other.adapter("one"), {"extras/late": b"wanted"})
+            other.blobs.delete([gone])
+        age(filled, fresh, 0)
+        return found
+
+    monkeypatch.setattr(sweep_module, "find_orphans", find_and_wait)
+    monkeypatch.setattr(sweep_module, "ORPHANS_AT_ONCE", 3)
+    assert [found.sha256 for found in delete_orphans(filled, GRACE)] == [orphan]
+    assert orphan not in filled.blobs
+    assert wanted in filled.blobs
+    assert fresh in filled.blobs
+    assert not [finding for finding in filled.check(read_data=True) if finding.severity == "error"]
+
+
+def age(registry: Registry, sha256: str, days: int) -> None:
+    path = registry.home / "blobs" / sha256[:2] / sha256[2:]
+    os.utime(path, (time.time() - days * 86400,) * 2)
