@@ -1,6 +1,6 @@
 """Write what `pytest tests/torture --torture long --torture-report FILE` found into docs/reliability.md.
 
-    python tests/torture/write_results.py FILE docs/reliability.md
+python tests/torture/write_results.py FILE docs/reliability.md
 """
 
 from __future__ import annotations
