@@ -174,9 +174,11 @@ def compress(
 
     Each stored code is decoded and measured before it is recorded. An adapter that no cheaper way
     passes stays lossless. Adapters added later are encoded against the generator that exists.
-    Adapters that have a code are left alone unless another contract than theirs is named.
+    Adapters that have a code are left alone unless another contract than theirs is named. What has damaged rows is
+    passed over and told at the end.
 
     Raises:
+        DamagedRowsError: rows are damaged; all else was done.
         StoppedError: on Ctrl-C; training goes on from its last checkpoint.
     """
     from lorareg.compress.crew.start import crew_of, is_worker, work_for_leader
@@ -186,6 +188,7 @@ def compress(
         return
     from lorareg.compress.contracts.contract import CompressOptions, Contract
     from lorareg.compress.pipeline import compress as run_compress
+    from lorareg.registry.damage import Damage
     from lorareg.registry.store import Registry
 
     output = Output(as_json, quiet)
@@ -201,10 +204,12 @@ def compress(
             progress(output) as reporter,
             crew_of(nproc, registry.home, reporter) as crew,
         ):
-            summaries = run_compress(registry, cohorts or (), options, reporter, crew)
+            where, damage = registry.home, Damage()
+            summaries = run_compress(registry, cohorts or (), options, reporter, crew, damage)
     except KeyboardInterrupt as error:
         raise StoppedError(
             message="Stopped. Codes made so far are recorded, and training goes on from its last checkpoint if it had "
             "come to one. Run the same command again."
         ) from error
     _show(output, summaries)
+    damage.tell(where)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorareg.cli.options import AsJson, Home, Quiet
-from lorareg.cli.output import MISSING, Output, Table, format_bytes, format_error
+from lorareg.cli.output import MISSING, Listing, Output, Table, format_bytes, format_error
 
 if TYPE_CHECKING:
     from lorareg.registry.types import Adapter, Encoding
 
 NOT_ENCODED = "original"
+COLUMNS = ("adapter", "original", "stored", "tier", "error", "task")
+NUMBERS = frozenset({"original", "stored", "error"})
 
 
-def _entry(adapter: Adapter, cohort: str, encoding: Encoding | None) -> dict[str, Any]:
+def _entry(adapter: Adapter, cohort: str | None, encoding: Encoding | None) -> dict[str, Any]:
     return {
         "name": adapter.name,
         "version": adapter.version,
@@ -42,14 +44,6 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _latest(adapters: list[Adapter]) -> list[Adapter]:
-    newest: dict[str, Adapter] = {}
-    for adapter in adapters:
-        if adapter.name not in newest or adapter.version > newest[adapter.name].version:
-            newest[adapter.name] = adapter
-    return list(newest.values())
-
-
 def list_adapters(
     cohort: Annotated[
         str | None, typer.Option("--cohort", show_default=False, help="Only those of one cohort.")
@@ -61,24 +55,22 @@ def list_adapters(
 ) -> None:
     """List the adapters.
 
-    The latest version of each, how it is stored, and how exactly it comes back.
+    The latest version of each, how it is stored, and how exactly it comes back. Printed while it is read; damaged rows
+    are passed over and told at the end.
+
+    Raises:
+        DamagedRowsError: some were.
     """
+    from lorareg.registry.damage import Damage
     from lorareg.registry.reader import Reader
 
+    damage, table = Damage(), Table(COLUMNS, (), numbers=NUMBERS, flexible=frozenset({"adapter", "task"}))
     with Reader(home) as registry:
-        cohorts = [registry.cohort(cohort)] if cohort else registry.cohorts()
-        names = {one.id: one.name for one in cohorts}
-        encodings = {enc.adapter_id: enc for one in cohorts for enc in registry.encodings(one.id)}
-        only = cohorts[0].id if cohort else None
-        adapters = registry.adapters(cohort_id=only, include_removed=every)
-    shown = adapters if every else _latest(adapters)
-    shown.sort(key=lambda adapter: (adapter.name, adapter.version))
-    entries = [_entry(adapter, names[adapter.cohort_id], encodings.get(adapter.id)) for adapter in shown]
-    columns = ("adapter", "original", "stored", "tier", "error", "task")
-    table = Table(
-        columns,
-        [_row(entry) for entry in entries],
-        numbers=frozenset({"original", "stored", "error"}),
-        flexible=frozenset({"adapter", "task"}),
-    )
-    Output(as_json, quiet).show({"adapters": entries}, table, brief=[adapter.ref for adapter in shown])
+        only = None if cohort is None else registry.cohort(cohort).id
+        names = {one.id: one.name for one in registry.cohorts(damage)}
+        listing = Listing(Output(as_json, quiet), "adapters", table)
+        for page in registry.pages(damage, cohort_id=only, include_history=every):
+            entries = [_entry(one.adapter, names.get(one.adapter.cohort_id), one.encoding) for one in page]
+            listing.add(entries, [_row(entry) for entry in entries], [one.adapter.ref for one in page])
+        listing.end({"damaged": list(damage.rows)})
+        damage.tell(registry.home)

@@ -16,6 +16,7 @@ from lorareg.compress.contracts.source import Source
 from lorareg.compress.factors.weights import Factors
 from lorareg.compress.materialize import load_generator
 from lorareg.compress.planning.coordinates import covers
+from lorareg.registry.damage import Damage
 from lorareg.registry.errors import IntegrityError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import Cohort, Generator, Layout
@@ -44,18 +45,21 @@ class Lender:
         return 1.0 if overlap is None else overlap.covered_share
 
 
-def find_lenders(registry: Registry, cohort: Cohort, may_use: Callable[[Generator], bool]) -> list[Lender]:
-    """The generators in use of other cohorts of the base model, those of most adapters first."""
-    cohorts = {other.id: other for other in registry.cohorts() if other.base_model == cohort.base_model}
-    del cohorts[cohort.id]
+def find_lenders(
+    registry: Registry, cohort: Cohort, may_use: Callable[[Generator], bool], damage: Damage
+) -> list[Lender]:
+    """The generators in use of other cohorts of the base model, those of most adapters first, past damaged rows."""
+    others = (other for other in registry.cohorts(damage) if other.base_model == cohort.base_model)
+    cohorts = {other.id: other for other in others if other.id != cohort.id}
+    records = {record.id: record for record in registry.generators(damage=damage)}
     users = (
         "SELECT generator_id, COUNT(*) AS users FROM encoding WHERE superseded_at IS NULL AND generator_id IS NOT NULL "
         "GROUP BY generator_id ORDER BY users DESC, generator_id"
     )
     lenders: list[Lender] = []
     for row in registry.fetch(users) if cohorts else ():
-        record = registry.generator(row["generator_id"])
-        if record.cohort_id not in cohorts or not may_use(record):
+        record = records.get(row["generator_id"])
+        if record is None or record.cohort_id not in cohorts or not may_use(record):
             continue
         with suppress(IntegrityError):  # its own cohort's run tells of the damage
             file = registry.blobs.get(record.sha256)

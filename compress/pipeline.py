@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -39,7 +39,9 @@ from lorareg.compress.progress import Reporter
 from lorareg.compress.proofs.verify import prove_again
 from lorareg.compress.recording import Drawn, Recorder
 from lorareg.compress.tasks.describe import TaskVectors
+from lorareg.registry.damage import Damage
 from lorareg.registry.errors import IntegrityError, NothingToDoError
+from lorareg.registry.lookup import Listed
 from lorareg.registry.store import Registry
 from lorareg.registry.types import (
     Adapter,
@@ -81,10 +83,12 @@ def compress(
     options: CompressOptions,
     reporter: Reporter,
     crew: Crew | None = None,
+    damage: Damage | None = None,
 ) -> list[CohortSummary]:
     """Encode every adapter of the cohorts (all of them by default) within the tolerance.
 
-    `crew` encodes and trains, without one this process.
+    `crew` encodes and trains, without one this process. Adapters and cohorts whose rows are damaged are passed over;
+    `damage` takes them down, without one they are an error when all else is done.
 
     Raises:
         UnknownCohortError: one of `cohorts` does not exist.
@@ -94,19 +98,35 @@ def compress(
         BaseModelError: the base model does not load, or a generator needs one and none was given.
         MissingExtraError: training is needed and torch is not installed.
         IntegrityError: stored bytes are damaged.
+        DamagedRowsError: rows are, and no `damage` was given.
         LostRankError: a process of the crew ended before its time.
     """
-    chosen = [registry.cohort(name) for name in cohorts] or registry.cohorts()
-    if not any(registry.adapters(cohort_id=cohort.id) for cohort in chosen):
+    found = damage or Damage()
+    chosen = _chosen(registry, cohorts, found)
+    if not any(registry.has_adapters(cohort.id) for cohort in chosen):
+        found.tell(registry.home)
         raise NothingToDoError(message=f"There are no adapters in {registry.home}. Run `lorareg ingest PATH` first.")
     judges = Judges(registry, options.base_model, options.seed, reporter)
-    summaries = {}
+    summaries: dict[int, CohortSummary] = {}
+    sizes = registry.cohort_sizes()
     # The largest come first: they have generators to lend to the others.
-    for cohort in sorted(chosen, key=lambda cohort: -len(registry.adapters(cohort_id=cohort.id))):
-        asks_model = options.needs_model and Layout.from_json(cohort.layout).is_linear
-        judge = judges.of(cohort.base_model, options.model_option) if asks_model else None
-        summaries[cohort.id] = _CohortRun(registry, cohort, options, judge, reporter, crew or Solo(reporter)).run()
-    return [summaries[cohort.id] for cohort in chosen]
+    for cohort in sorted(chosen, key=lambda cohort: -sizes.get(cohort.id, 0)):
+        with found.passed_over():
+            asks_model = options.needs_model and Layout.from_json(cohort.layout).is_linear
+            judge = judges.of(cohort.base_model, options.model_option) if asks_model else None
+            run = _CohortRun(registry, cohort, options, judge, reporter, crew or Solo(reporter), found)
+            summaries[cohort.id] = run.run()
+    if damage is None:
+        found.tell(registry.home)
+    return [summaries[cohort.id] for cohort in chosen if cohort.id in summaries]
+
+
+def _chosen(registry: Registry, names: Sequence[str], damage: Damage) -> list[Cohort]:
+    chosen = []
+    for name in names:
+        with damage.passed_over():
+            chosen.append(registry.cohort(name))
+    return chosen if names else registry.cohorts(damage)
 
 
 class _CohortRun:
@@ -120,8 +140,10 @@ class _CohortRun:
         judge: Judge | None,
         reporter: Reporter,
         crew: Crew,
+        damage: Damage,
     ) -> None:
         self.registry, self.cohort, self.options, self.crew = registry, cohort, options, crew
+        self.damage = damage
         self.contract, self.judge, self.reporter = options.contract, judge, reporter
         self.layout = Layout.from_json(cohort.layout)
         if not self.layout.slots:
@@ -130,11 +152,13 @@ class _CohortRun:
         self.vectors = TaskVectors(registry, options.base_model, reporter)
         self.messages: list[str] = []
         self.recorder = Recorder(registry, cohort, self.contract, reporter, self.messages)
+        self.generators = registry.generators(cohort.id, damage)
 
     def run(self) -> CohortSummary:
         """Encode what needs it and sum up."""
-        adapters = self.registry.adapters(cohort_id=self.cohort.id)
-        current = {encoding.adapter_id: encoding for encoding in self.registry.encodings(self.cohort.id)}
+        listed = list(self._listed())
+        adapters = [one.adapter for one in listed if one.adapter.removed_at is None]
+        current = {one.adapter.id: one.encoding for one in listed if one.encoding is not None}
         if self.options.needs_model and self.judge is None and self.layout.slots:
             self.messages.append(
                 "left as it is: what the model does with it depends on more than the factors of linear layers, so only "
@@ -149,9 +173,9 @@ class _CohortRun:
             held = [json.loads(encoding.tolerance) for encoding in current.values()]
             given = [float(one["relative_error"]) for one in held if one.keys() == {"relative_error"}]
             self.tolerance = min(given, default=DEFAULT_TOLERANCE)
-        unsettled = [adapter for adapter in adapters if not self._settled(adapter, current.get(adapter.id))]
-        self._certify([adapter for adapter in adapters if adapter not in unsettled], current)
-        tasks = self._allowed(source_of(self.registry, a, self.layout, current.get(a.id)) for a in unsettled)
+        settled = {adapter.id: self._settled(adapter, current.get(adapter.id)) for adapter in adapters}
+        self._certify([adapter for adapter in adapters if settled[adapter.id]], current)
+        tasks = self._allowed(self._sources((a for a in adapters if not settled[a.id]), current))
         self._tell_of_dropped(current[task.adapter.id] for task in tasks if task.adapter.id in current)
         left = self._encode_with_existing(tasks) if not self.options.retrain else tasks
         lenders = self._lenders() if left else []
@@ -161,6 +185,19 @@ class _CohortRun:
         if adapters and not tasks:
             self.messages.append("every adapter is encoded already; another contract or --retrain starts over")
         return self._summary(adapters, len(tasks))
+
+    def _listed(self) -> Iterator[Listed]:
+        """The cohort's adapters, removed ones too, and their current encodings: of which neither is damaged."""
+        for page in self.registry.pages(self.damage, cohort_id=self.cohort.id, include_history=True):
+            yield from page
+
+    def _sources(self, adapters: Iterable[Adapter], current: Mapping[int, Encoding]) -> Iterator[Source]:
+        """What adapters are encoded from, of those whose other rows are not damaged either."""
+        for adapter in adapters:
+            with self.damage.passed_over():
+                self.registry.files(adapter)
+                self.registry.task_vectors(adapter.id)
+                yield source_of(self.registry, adapter, self.layout, current.get(adapter.id))
 
     def _tell_of_dropped(self, replaced: Iterable[Encoding]) -> None:
         """Where nobody named a contract, adapters encoded anew are held to their weights alone: say so."""
@@ -204,15 +241,18 @@ class _CohortRun:
         """Prove codes that have no certificate: older versions recorded it after the code, and could be stopped."""
         there = self.registry.certificates_of([current[adapter.id].id for adapter in settled])
         for adapter in settled:
-            if current[adapter.id].id not in there and self.registry.original(adapter) == "kept":
-                self.registry.certify(adapter, *prove_again(self.registry, adapter))
-                self.messages.append(f"{adapter.ref} had no certificate and has one now")
+            if current[adapter.id].id in there:
+                continue
+            with self.damage.passed_over():
+                if self.registry.original(adapter) == "kept":
+                    self.registry.certify(adapter, *prove_again(self.registry, adapter))
+                    self.messages.append(f"{adapter.ref} had no certificate and has one now")
 
     def _exceeds_cap(self, encoding: Encoding) -> bool:
         """Whether an encoding needs a generator that is larger than a generator may be now."""
         if self.options.generator_budget is None or encoding.generator_id is None:
             return False
-        return self._is_too_large(self.registry.generator(encoding.generator_id))
+        return any(self._is_too_large(record) for record in self.generators if record.id == encoding.generator_id)
 
     def _is_too_large(self, record: GeneratorRecord) -> bool:
         most_bytes = self.options.generator_budget
@@ -236,7 +276,7 @@ class _CohortRun:
         left = list(tasks)
         if self.options.arch == NONE or self.tolerance == 0:
             return left
-        for record in reversed(self.registry.generators(self.cohort.id)):
+        for record in reversed(self.generators):
             if not left:
                 break
             if self.options.arch not in ("auto", record.arch):
@@ -264,7 +304,7 @@ class _CohortRun:
 
     def _owed(self, record: GeneratorRecord, adapter_ids: Collection[int]) -> float:
         """A generator's bytes, by how many of its users are encoded anew: to adapters that come later it is free."""
-        users = [e.adapter_id for e in self.registry.encodings(self.cohort.id) if e.generator_id == record.id]
+        users = [one.adapter.id for one in self._listed() if one.encoding and one.encoding.generator_id == record.id]
         again = sum(user in adapter_ids for user in users)
         return record.size_bytes * again / len(users) if users else 0.0
 
@@ -293,11 +333,11 @@ class _CohortRun:
         """The generators of other cohorts that may be used."""
         if self.options.arch == NONE or self.tolerance == 0 or self.options.retrain or not self.layout.slots:
             return []
-        return find_lenders(
-            self.registry,
-            self.cohort,
-            lambda record: self.options.arch in ("auto", record.arch) and not self._is_too_large(record),
-        )
+
+        def may_use(record: GeneratorRecord) -> bool:
+            return self.options.arch in ("auto", record.arch) and not self._is_too_large(record)
+
+        return find_lenders(self.registry, self.cohort, may_use, self.damage)
 
     def _encode_with_lent(self, tasks: Sequence[Source], team: CodingTeam, lender: Lender, plan: Plan) -> bool:
         """Encode against another cohort's generator if the group takes less with it than as planned."""
@@ -386,9 +426,9 @@ class _CohortRun:
             self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
-        encodings = self.registry.encodings(self.cohort.id)
-        used = {encoding.generator_id for encoding in encodings if encoding.generator_id is not None}
-        records = [self.registry.generator(number) for number in sorted(used)]
+        encodings = [one.encoding for one in self._listed() if one.encoding is not None]
+        used = {encoding.generator_id for encoding in encodings}
+        records = [record for record in self.registry.generators(damage=self.damage) if record.id in used]
         own = [record for record in records if record.cohort_id == self.cohort.id]
         lent = [f"{_label(record)} (lent)" for record in records if record.cohort_id != self.cohort.id]
         generator_bytes = sum(record.size_bytes for record in own)

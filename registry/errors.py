@@ -142,6 +142,20 @@ class IntegrityError(LoraregError):
     exit_code = 22
 
 
+class DamagedRowError(IntegrityError):
+    """{what} is damaged: expected {expected}, found {found}. {remedy}"""
+
+    exit_code = 22
+
+
+class DamagedRowsError(IntegrityError):
+    """Damaged rows in {home} ({count}) were passed over, with what they say: {rows}. Restore the database from a
+    backup; `lorareg check` names all that is damaged.
+    """
+
+    exit_code = 22
+
+
 class MissingBlobError(IntegrityError):
     """Blob {digest} is missing from {store}. Restore it from a backup. A file of an adapter comes back when the
     adapter is ingested again, a code or generator with `lorareg compress` while the originals are kept.

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from lorareg.registry.backend import Backend
 from lorareg.registry.blobs import BlobStore
+from lorareg.registry.damage import Damage
 from lorareg.registry.errors import (
     MissingBlobError,
     OriginalGoneError,
@@ -50,12 +51,14 @@ Record = TypeVar("Record")
 
 
 NAMES_A_QUERY = 500
+ROWS_A_PAGE = 200
 _CURRENT = "FROM adapter LEFT JOIN encoding ON encoding.adapter_id = adapter.id AND encoding.superseded_at IS NULL"
-_LISTED = ", ".join(
-    f"{table}.{column} AS {table}_{column}"
+_IS_LATER = "later.name = adapter.name AND later.version > adapter.version AND later.removed_at IS NULL"
+_PARTS = {
+    table: [(column, f"{table}_{column}") for column in (*(field.name for field in fields(record)), "row_digest")]
     for table, record in (("adapter", Adapter), ("encoding", Encoding))
-    for column in (*(field.name for field in fields(record)), "row_digest")
-)
+}
+_LISTED = ", ".join(f"{table}.{column} AS {label}" for table, columns in _PARTS.items() for column, label in columns)
 """The columns of both tables side by side, told apart by their table's name."""
 
 
@@ -149,6 +152,18 @@ class Lookup(ABC):
             **_given(cohort_id=cohort_id, name=name),
         )
 
+    def has_adapters(self, cohort_id: int) -> bool:
+        """Whether a cohort has any that is not removed."""
+        sql = "SELECT 1 AS found FROM adapter WHERE cohort_id = :id AND removed_at IS NULL LIMIT 1"
+        return bool(self.fetch(sql, id=cohort_id))
+
+    def cohort_sizes(self) -> dict[int, int]:
+        """How many adapters each cohort has that are not removed; those that have none are not named."""
+        counted = self.fetch(
+            "SELECT cohort_id, COUNT(*) AS members FROM adapter WHERE removed_at IS NULL GROUP BY cohort_id"
+        )
+        return {row["cohort_id"]: row["members"] for row in counted}
+
     def names(self, after: str = "", limit: int | None = None, include_removed: bool = False) -> list[str]:
         """Names of tasks in order, those past `after`: the keys of pages."""
         live = "" if include_removed else "AND removed_at IS NULL"
@@ -158,14 +173,37 @@ class Lookup(ABC):
 
     def newest(self, names: Sequence[str]) -> list[Listed]:
         """The newest version under each of these names, by name, some hundred names a query."""
-        is_later = "later.name = adapter.name AND later.version > adapter.version AND later.removed_at IS NULL"
         found = []
         for start in range(0, len(names), NAMES_A_QUERY):
             asked = {f"name_{number}": name for number, name in enumerate(names[start : start + NAMES_A_QUERY])}
             among = ", ".join(f":{parameter}" for parameter in asked)
-            where = f"adapter.name IN ({among}) AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {is_later})"
+            where = f"adapter.name IN ({among}) AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {_IS_LATER})"
             found += self._listed(where, **asked)
         return sorted(found, key=lambda listed: listed.adapter.name)
+
+    def pages(
+        self, damage: Damage, *, cohort_id: int | None = None, include_history: bool = False
+    ) -> Iterator[list[Listed]]:
+        """Every adapter, or those of a cohort, by name and version, so many at once, past damaged rows.
+
+        The newest version under each name; with `include_history`, all versions and removed ones as well.
+        """
+        mine = "" if cohort_id is None else "AND {0}.cohort_id = :cohort_id"
+        is_later = f"{_IS_LATER} {mine.format('later')}"
+        newest = f"AND adapter.removed_at IS NULL AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {is_later})"
+        where = f"WHERE (adapter.name, adapter.version) > (:name, :version) {mine.format('adapter')}"
+        rest = f"{'' if include_history else newest} ORDER BY adapter.name, adapter.version LIMIT {ROWS_A_PAGE}"
+        given, key = _given(cohort_id=cohort_id), {"name": "", "version": 0}
+        while True:
+            rows = self.fetch(f"SELECT {_LISTED} {_CURRENT} {where} {rest}", **key, **given)
+            found = []
+            for row in rows:
+                with damage.passed_over():
+                    found.append(_listed(row))
+            yield found
+            if len(rows) < ROWS_A_PAGE:
+                return
+            key = {"name": rows[-1]["adapter_name"], "version": rows[-1]["adapter_version"]}
 
     def versions(self, name: str) -> list[Listed]:
         """Every version under a name, the oldest first."""
@@ -181,9 +219,9 @@ class Lookup(ABC):
         rest = f"WHERE adapter.removed_at IS NULL GROUP BY {columns} ORDER BY {columns}"
         return [TaskBytes(**row) for row in self.fetch(f"SELECT {columns}, {sums} {_CURRENT} {rest}")]
 
-    def cohorts(self) -> list[Cohort]:
-        """Every cohort, by name."""
-        return self._all(Cohort, "cohort", "ORDER BY name")
+    def cohorts(self, damage: Damage | None = None) -> list[Cohort]:
+        """Every cohort, by name; with `damage`, past damaged rows."""
+        return self._past(damage, Cohort, "cohort", "ORDER BY name")
 
     def cohort(self, name_or_id: str | int) -> Cohort:
         """One cohort.
@@ -276,10 +314,10 @@ class Lookup(ABC):
             raise UnknownGeneratorError(generator=generator_id, home=self.home)
         return found
 
-    def generators(self, cohort_id: int | None = None) -> list[Generator]:
-        """Generators, oldest version first; those of one cohort if asked for."""
-        where = "" if cohort_id is None else "WHERE cohort_id = :cohort_id"
-        return self._all(Generator, "generator", f"{where} ORDER BY cohort_id, version", **_given(cohort_id=cohort_id))
+    def generators(self, cohort_id: int | None = None, damage: Damage | None = None) -> list[Generator]:
+        """Generators, oldest version first; those of one cohort if asked for, past damage if it is given."""
+        where = f"{'' if cohort_id is None else 'WHERE cohort_id = :cohort_id'} ORDER BY cohort_id, version"
+        return self._past(damage, Generator, "generator", where, **_given(cohort_id=cohort_id))
 
     def encoding(self, adapter_id: int) -> Encoding | None:
         """The adapter's current encoding, if it has one."""
@@ -321,7 +359,14 @@ class Lookup(ABC):
         return None if found is None else json.loads(found.value)
 
     def _all(self, record: type[Record], table: str, rest: str, **parameters: object) -> list[Record]:
+        return self._past(None, record, table, rest, **parameters)
+
+    def _past(
+        self, damage: Damage | None, record: type[Record], table: str, rest: str, **parameters: object
+    ) -> list[Record]:
         rows = self.fetch(f"SELECT * FROM {table} {rest}", **parameters)
+        if damage is not None:
+            return list(damage.sound(record, table, rows))
         return [record_from_row(record, table, row) for row in rows]
 
     def _first(self, record: type[Record], table: str, rest: str, **parameters: object) -> Record | None:
@@ -338,12 +383,7 @@ class Lookup(ABC):
     def _listed(self, where: str, **parameters: object) -> list[Listed]:
         """Adapters that are not removed and their current encodings, by name and version."""
         rest = f"WHERE adapter.removed_at IS NULL AND {where} ORDER BY adapter.name, adapter.version"
-        found = []
-        for row in self.fetch(f"SELECT {_LISTED} {_CURRENT} {rest}", **parameters):
-            adapter, encoding = _part(row, "adapter"), _part(row, "encoding")
-            known = None if encoding["id"] is None else record_from_row(Encoding, "encoding", encoding)
-            found.append(Listed(record_from_row(Adapter, "adapter", adapter), known))
-        return found
+        return [_listed(row) for row in self.fetch(f"SELECT {_LISTED} {_CURRENT} {rest}", **parameters)]
 
     def _hint(self, asked: Ref) -> str:
         """What an unknown ref may have meant: another version, one in quarantine, or a near name."""
@@ -357,10 +397,10 @@ class Lookup(ABC):
         return suggest(asked.name, names)
 
 
-def _part(row: Mapping[str, Any], table: str) -> dict[str, Any]:
-    """The columns of one table out of a row of two."""
-    prefix = f"{table}_"
-    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+def _listed(row: Mapping[str, Any]) -> Listed:
+    adapter, encoding = ({column: row[label] for column, label in columns} for columns in _PARTS.values())
+    known = None if encoding["id"] is None else record_from_row(Encoding, "encoding", encoding)
+    return Listed(record_from_row(Adapter, "adapter", adapter), known)
 
 
 def _given(**parameters: object) -> dict[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from lorareg.registry.errors import IntegrityError
+from lorareg.registry.errors import DamagedRowError
 from lorareg.registry.types import canonical_json, sha256_hex
 
 SCHEMA_REVISION = "0003"
@@ -59,11 +59,11 @@ def verify_row(table: str, values: Mapping[str, Any]) -> None:
     """Check a row's columns, `row_digest` among them, against that digest.
 
     Raises:
-        IntegrityError: the row's columns no longer match the digest written with them.
+        DamagedRowError: the row's columns no longer match the digest written with them.
     """
     found = row_digest(table, values)
     if found != values["row_digest"]:
-        raise IntegrityError(
+        raise DamagedRowError(
             what=f"Row {row_name(values)} of table {table!r}",
             expected=f"digest {values['row_digest']}",
             found=found,
@@ -75,7 +75,7 @@ def record_from_row(record: type[Record], table: str, row: Mapping[str, Any]) ->
     """Verify a row against its digest and turn it into its record.
 
     Raises:
-        IntegrityError: the row's columns no longer match the digest written with them.
+        DamagedRowError: the row's columns no longer match the digest written with them.
     """
     values = {k: bytes(v) if isinstance(v, memoryview) else v for k, v in row.items()}
     verify_row(table, values)

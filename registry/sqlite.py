@@ -98,6 +98,7 @@ class Sqlite(Backend):
 
         @event.listens_for(engine, "connect")
         def set_pragmas(connection: Any, record: object) -> None:
+            connection.text_factory = read_text
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA foreign_keys = {'OFF' if migrates else 'ON'}")
 
@@ -195,7 +196,13 @@ def connect_read_only(home: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise database_error(home, error) from error
     connection.row_factory = sqlite3.Row
+    connection.text_factory = read_text
     return connection
+
+
+def read_text(data: bytes) -> str:
+    """Text as it is stored, also where damage made it no UTF-8: then its row's digest tells, and names the row."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def database_error(home: Path, error: BaseException) -> RegistryError:

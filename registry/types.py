@@ -46,10 +46,12 @@ TEXT_ENCODER_PREFIX = "text:"
 SENTENCE_MODEL = "sentence_model"
 """What a registry remembers the path of its sentence model under."""
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 def canonical_json(value: object) -> str:
     """The one JSON form that is stored and hashed: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def sha256_hex(data: bytes | memoryview) -> str:

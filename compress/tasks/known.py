@@ -45,7 +45,7 @@ def find_cohort(lookup: Lookup, name: str | None) -> Cohort:
             reason = "its adapters hold tensors that are no factors, of which nobody knows how to mix them"
             raise ContractError(option=f"--cohort {name}", reason=reason)
         return cohort
-    filled = [cohort for cohort in lookup.cohorts() if _can_be_mixed(cohort) and lookup.adapters(cohort_id=cohort.id)]
+    filled = [cohort for cohort in lookup.cohorts() if _can_be_mixed(cohort) and lookup.has_adapters(cohort.id)]
     if not filled:
         raise NothingToDoError(message=f"There are no adapters in {lookup.home}. Run `lorareg ingest PATH` first.")
     if len(filled) > 1:

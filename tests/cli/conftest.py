@@ -136,7 +136,9 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     seen = SimpleNamespace(error=None, options=None, cohorts=None, gains=(None, None, None))
 
-    def compress(registry: Any, cohorts: Any, options: Any, reporter: Any, crew: Any = None) -> list[Any]:
+    def compress(
+        registry: Any, cohorts: Any, options: Any, reporter: Any, crew: Any = None, damage: Any = None
+    ) -> list[Any]:
         seen.options, seen.cohorts = options, list(cohorts)
         reporter.start("train", 2)
         reporter.advance(1, loss=0.5)
