@@ -16,7 +16,7 @@ import torch
 from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM
 
 WEIGHTS = "adapter_model.safetensors"
 TOKENS = torch.arange(24).reshape(2, 12) % 64
@@ -140,6 +140,22 @@ def _lora_ga(model: nn.Module, config: Any) -> None:
     preprocess_loraga(model, config, lambda: model(input_ids=TOKENS, labels=TOKENS).loss.backward())
 
 
+def _make_loftq(folder: Path) -> None:
+    """What LoftQ leaves is a plain LoRA and a config that says so; PEFT quantises for it on an accelerator alone."""
+    PeftCase(_lora()).make(folder)
+    path = folder / "adapter_config.json"
+    told = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told, indent=2))
+
+
+def _run_loftq(folder: Path) -> Tensor:
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.init_lora_weights = True  # type: ignore[attr-defined]
+    model = peft.PeftModel.from_pretrained(llama(), str(folder), config=config).eval()
+    with torch.no_grad():
+        return torch.as_tensor(model(input_ids=TOKENS).logits)
+
+
 def _peft(name: str, says: str, config: Callable[[], Any], kept: str = "coded", **case: Any) -> Variant:
     made = PeftCase(config, **case)
     return Variant(name, says, made.make, made.run, kept)
@@ -202,6 +218,7 @@ PEFT_VARIANTS = [
         ),
         prepare=_lora_ga,
     ),
+    Variant("init_loftq", "`init_lora_weights='loftq'`, the config alone", _make_loftq, _run_loftq),
     _peft("bf16", "bfloat16", _lora(), dtype=torch.bfloat16),
     _peft("fp16", "float16", _lora(), dtype=torch.float16),
     _peft("fp8_e4m3", "float8 (e4m3)", _lora(), dtype=torch.float8_e4m3fn),
@@ -276,6 +293,56 @@ def _make_diffusers(folder: Path, *, metadata: bool) -> None:
     (folder / "README.md").write_text("---\nbase_model: tiny/unet\n---\n\nA tiny style.\n")
 
 
+def text_encoder() -> Any:
+    torch.manual_seed(0)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    ).eval()
+
+
+def _of_text_encoder() -> Any:
+    return peft.LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "out_proj"])
+
+
+def _make_with_text_encoder(folder: Path) -> None:
+    _, state = _trained_unet(convolved=False)
+    encoder = peft.inject_adapter_in_model(_of_text_encoder(), text_encoder())
+    _randomise(encoder)
+    diffusers.loaders.lora_pipeline.StableDiffusionLoraLoaderMixin.save_lora_weights(
+        str(folder),
+        unet_lora_layers=state,
+        text_encoder_lora_layers=diffusers.utils.convert_state_dict_to_diffusers(
+            peft.get_peft_model_state_dict(encoder)
+        ),
+    )
+    (folder / "README.md").write_text("---\nbase_model: tiny/unet\n---\n\nA tiny style, and its words.\n")
+
+
+def _run_with_text_encoder(folder: Path, name: str) -> Tensor:
+    """What the text encoder says, and what the unet draws.
+
+    transformers loads adapters of PEFT 0.22 and later alone, so the encoder's part is given to PEFT itself.
+    """
+    saved = {key.removeprefix("text_encoder."): value for key, value in load_file(folder / name).items()}
+    encoder = peft.inject_adapter_in_model(_of_text_encoder(), text_encoder())
+    own = diffusers.utils.convert_state_dict_to_peft({k: v for k, v in saved.items() if not k.startswith("unet.")})
+    told = peft.set_peft_model_state_dict(encoder, own)
+    assert not told.unexpected_keys
+    with torch.no_grad():
+        said = encoder(TOKENS[:1, :8]).last_hidden_state
+        assert not torch.allclose(said, text_encoder()(TOKENS[:1, :8]).last_hidden_state)
+    return torch.cat([said.flatten(), _run_unet(folder, name).flatten()])
+
+
 def _make_kohya(folder: Path, *, dora: bool) -> None:
     _, state = _trained_unet(convolved=False)
     named = {f"unet.{key.replace('.weight', '.default.weight')}": value for key, value in state.items()}
@@ -338,6 +405,12 @@ DIFFUSERS_VARIANTS = [
         "the same without metadata",
         lambda folder: _make_diffusers(folder, metadata=False),
         lambda folder: _run_unet(folder, "pytorch_lora_weights.safetensors"),
+    ),
+    Variant(
+        "diffusers_text_encoder",
+        "LoRA of a unet and of its text encoder in one file",
+        _make_with_text_encoder,
+        lambda folder: _run_with_text_encoder(folder, "pytorch_lora_weights.safetensors"),
     ),
 ]
 
