@@ -31,15 +31,16 @@ def check(
     Raises:
         CheckFailedError: something is damaged or missing.
     """
-    from lorareg.registry.store import Registry
+    from lorareg.registry.check import check as run_check
+    from lorareg.registry.reader import Reader
 
-    with Registry.open(home, create=False) as registry:
-        findings = list(registry.check(read_data))
+    with Reader(home) as reader:
+        findings = list(run_check(reader, read_data))
         if read_data:
             from lorareg.compress.proofs.verify import check_encodings
 
-            findings.extend(check_encodings(registry))
-        where = registry.home
+            findings.extend(check_encodings(reader))
+        where = reader.home
     problems = [finding for finding in findings if finding.severity == "error"]
     depth = "rows, blobs and codes were read" if read_data else "blobs were not read; --read-data does that"
     verdict = f"{where}: {_count(len(problems))} ({depth})."

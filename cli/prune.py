@@ -46,7 +46,7 @@ def prune(
     if apply and sweep:
         raise typer.BadParameter("takes a run of its own.", param_hint="--sweep")
     output = Output(as_json, quiet)
-    with Registry.open(home, create=False) as registry:
+    with Registry.open(home, create=False, frees=True) as registry:
         if sweep:
             _sweep(registry, output, _grace(grace_days), limit)
         elif apply:
@@ -72,7 +72,7 @@ def gc(
     from lorareg.registry.store import Registry
     from lorareg.registry.sweep import delete_orphans, find_orphans
 
-    with Registry.open(home, create=False) as registry:
+    with Registry.open(home, create=False, frees=True) as registry:
         orphans = (delete_orphans if apply else find_orphans)(registry, _grace(grace_days))
     size_bytes = sum(orphan.size_bytes for orphan in orphans)
     verb = "deleted" if apply else "could be deleted; --apply does it"

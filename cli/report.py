@@ -121,7 +121,7 @@ def report(
     from lorareg.registry.report import MEANING, build_report
     from lorareg.registry.store import Registry
 
-    with Registry.open(home, create=False) as registry, registry.reading() as connection:
+    with Registry.open(home, create=False, frees=True) as registry, registry.reading() as connection:
         built = build_report(connection, registry)
     if html is not None:
         from lorareg.cli.report_html import render

@@ -63,7 +63,7 @@ def verify(
             raise ContractError(option=f"--level {name}", reason=f"the levels are {', '.join(LEVELS)}")
     if bool(tasks) == everything:
         raise NothingToDoError(message="Name the adapters to verify, or pass --all.")
-    with Registry.open(home, create=False) as registry, progress(output) as reporter:
+    with Registry.open(home, create=False, frees=True) as registry, progress(output) as reporter:
         registry.blobs.cold = cold
         adapters = _chosen(registry, tasks, removed)
         wanted = [name for name in levels if name != "weight"]

@@ -72,6 +72,13 @@ class Backend(ABC):
             reason = "it is not a folder"
             raise RegistryError(home=self.home, reason=reason, remedy="Choose another folder with --home.") from error
 
+    def spend_reserve(self) -> bool:
+        """Make room for deleting, where the database lies on a full disk; whether it had to be made."""
+        return False
+
+    def keep_reserve(self) -> None:  # noqa: B027
+        """Keep the room that was spent, where there is some again."""
+
     @abstractmethod
     def is_there(self) -> bool:
         """Whether there is a database with a registry in it, of whatever schema."""

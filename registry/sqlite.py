@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
-from lorareg.registry.errors import RegistryError, RegistryRefusedError
+from lorareg.registry.errors import RegistryError
 from lorareg.registry.files import make_folder, sync_file, sync_folder
 from lorareg.registry.home import BACKUPS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, LOCK_FILE, LOCK_TIMEOUT_S
+from lorareg.registry.reserve import keep_reserve, spend_reserve
+from lorareg.registry.sqlite_rows import SqliteRows, database_error, read_text
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
-
-
-class SqliteRows:
-    """A connection that reads, without the means to change anything."""
-
-    def __init__(self, backend: Sqlite) -> None:
-        self._backend = backend
-        self._connection = connect_read_only(backend.home)
-
-    def fetch(self, sql: str, parameters: Mapping[str, object]) -> Sequence[Mapping[str, Any]]:
-        try:
-            return [dict(row) for row in self._connection.execute(sql, parameters).fetchall()]
-        except sqlite3.Error as error:
-            raise self._backend.error(error) from error
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 class Sqlite(Backend):
@@ -52,27 +35,29 @@ class Sqlite(Backend):
     def place(self) -> str:
         return str(self.path)
 
+    def spend_reserve(self) -> bool:
+        return spend_reserve(self.home)
+
+    def keep_reserve(self) -> None:
+        keep_reserve(self.home)
+
     def is_there(self) -> bool:
         return self.path.exists()
 
     def revision(self) -> str:
         if not self.path.exists():
             return BASE_REVISION
-        try:
-            with closing(connect_read_only(self.home)) as connection:
-                found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-                tables = {name for (name,) in found}
-                is_ours = "alembic_version" in tables
-                version = is_ours and connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.Error as error:
-            raise self.error(error) from error
-        if tables - {"alembic_version"} and not version:
+        with closing(self.connect()) as rows:
+            found = rows.fetch("SELECT name FROM sqlite_master WHERE type = 'table'", {})
+            tables = {row["name"] for row in found}
+            versions = rows.fetch("SELECT version_num FROM alembic_version", {}) if "alembic_version" in tables else []
+        if tables - {"alembic_version"} and not versions:
             reason = f"{DATABASE_FILE} is not a lorareg database"
             raise RegistryError(home=self.home, reason=reason, remedy="Choose another folder with --home.")
-        return str(version[0]) if version else BASE_REVISION
+        return str(versions[0]["version_num"]) if versions else BASE_REVISION
 
     def connect(self) -> SqliteRows:
-        return SqliteRows(self)
+        return SqliteRows(self.home)
 
     def problems(self, fetch: Fetch) -> Iterator[tuple[str, str]]:
         for row in fetch("PRAGMA integrity_check"):
@@ -160,6 +145,7 @@ class Sqlite(Backend):
         except sqlite3.Error as error:
             raise self.error(error) from error
         sync_folder(self.home)
+        keep_reserve(self.home)
 
     def complete(self, connection: Connection) -> None:
         """Nothing is left to do."""
@@ -176,47 +162,3 @@ class Sqlite(Backend):
         except sqlite3.Error as error:
             raise self.error(error) from error
         return self.path
-
-
-def connect_read_only(home: Path) -> sqlite3.Connection:
-    """Open the database at `home` without the means to change it; read-only media will do.
-
-    Threads may hand the connection on; one at a time uses it.
-
-    Raises:
-        RegistryError: it cannot be opened.
-    """
-    path = (home / DATABASE_FILE).absolute()
-    uri = f"file:{quote(path.as_posix())}?mode=ro"
-    if not os.access(home, os.W_OK) and not path.with_name(f"{DATABASE_FILE}-wal").exists():
-        # WAL needs a shared-memory file beside the database, which read-only media cannot be given.
-        uri += "&immutable=1"
-    try:
-        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise database_error(home, error) from error
-    connection.row_factory = sqlite3.Row
-    connection.text_factory = read_text
-    return connection
-
-
-def read_text(data: bytes) -> str:
-    """Text as it is stored, also where damage made it no UTF-8: then its row's digest tells, and names the row."""
-    return data.decode("utf-8", "surrogateescape")
-
-
-def database_error(home: Path, error: BaseException) -> RegistryError:
-    """Say what SQLite said, and what to do about it."""
-    reason, kind = str(error), RegistryError
-    if "locked" in reason or "busy" in reason:
-        remedy = f"Another process has been writing for {BUSY_TIMEOUT_S:.0f} s; try again when it is done."
-    elif "disk I/O" in reason:
-        remedy = "The disk may be full or failing: free some space, then run `lorareg check`."
-        kind = RegistryRefusedError
-    elif "full" in reason:
-        remedy, kind = "Free some space; nothing was half written.", RegistryRefusedError
-    elif "readonly" in reason or "unable to open" in reason:
-        remedy, kind = "Check the permissions of the folder and the files in it.", RegistryRefusedError
-    else:
-        remedy = "Run `lorareg check`; copies from before each migration are in its backups folder."
-    return kind(home=home, reason=f"the database says: {reason}", remedy=remedy)

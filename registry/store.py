@@ -87,14 +87,19 @@ class Restored:
 class Registry(Lookup):
     """An open registry. Use it as a context manager, or `close` it."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, spent_reserve: bool = False) -> None:
         """Wrap a database that is current; `open` is the way in."""
-        self.home, self.backend = backend.home, backend
+        self.home, self.backend, self._spent_reserve = backend.home, backend, spent_reserve
         self.engine = backend.engine()
 
     @classmethod
-    def open(cls, home: Path | None = None, *, create: bool) -> Registry:
+    def open(cls, home: Path | None = None, *, create: bool, frees: bool = False) -> Registry:
         """Open the registry at `home` (see `home.resolve_home`), migrating it after a backup if it is older.
+
+        Args:
+            home: its folder.
+            create: make it, if there is none.
+            frees: on a full disk give the reserve up until it is closed: for who deletes, or looks at what could go.
 
         Raises:
             RegistryError: there is none and `create` is false, or it cannot be read.
@@ -103,7 +108,7 @@ class Registry(Lookup):
         backend = backend_of(resolve_home(home))
         if (create and not backend.is_there()) or not is_current(backend):
             migrate(backend, asked_store())
-        registry = cls(backend)
+        registry = cls(backend, spent_reserve=frees and backend.spend_reserve())
         if registry.setting(STORE) is not None and registry.setting(IDENTITY) is None:
             registry.identity()
         return registry
@@ -123,6 +128,8 @@ class Registry(Lookup):
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+        if self._spent_reserve:
+            self.backend.keep_reserve()
 
     def __enter__(self) -> Registry:
         return self

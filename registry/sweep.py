@@ -201,15 +201,34 @@ def _record(row: RetiredBlobRow) -> RetiredBlob:
     return record_from_row(RetiredBlob, "retired_blob", stored_values(row))
 
 
+def _is_gone(holder: str) -> bool:
+    """Whether a holder was a process of this machine that is no more.
+
+    One behind another machine of the same name would be taken for gone; but a lease only keeps two sweeps from doing
+    the same work, and files are safe without it.
+    """
+    host, pid, _ = holder.rsplit(":", 2)
+    if host != socket.gethostname() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
 @contextmanager
 def _lease(registry: Registry) -> Iterator[None]:
-    """One sweep at a time; a lease that its holder did not give back ends by itself."""
+    """One sweep at a time; a lease that its holder did not give back ends with it, or by itself."""
     holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
     until = (datetime.now(UTC) + timedelta(seconds=LEASE_S)).isoformat(timespec="seconds")
     with registry.writing() as session:
         row = session.get(SettingRow, LEASE)
         held = {} if row is None else json.loads(row.value)
-        if held and held["until"] > datetime.now(UTC).isoformat(timespec="seconds"):
+        lasts = held and held["until"] > datetime.now(UTC).isoformat(timespec="seconds")
+        if lasts and not _is_gone(held["holder"]):
             raise SweepBusyError(home=registry.home, holder=held["holder"], until=held["until"])
         value = canonical_json({"holder": holder, "until": until})
         if row is None:

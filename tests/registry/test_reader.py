@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorareg.registry import reader as reader_module
+from lorareg.registry.check import check
 from lorareg.registry.errors import (
     IntegrityError,
     NewerSchemaError,
@@ -112,6 +113,42 @@ def test_a_database_that_cannot_be_opened(filled: Registry, home: Path, monkeypa
     monkeypatch.setattr(sqlite3, "connect", refuse)
     with pytest.raises(RegistryError, match=r"unable to open.*permissions"):
         Reader(home)
+
+
+@pytest.mark.sqlite_alone
+def test_a_journal_that_a_killed_writer_left_is_rolled_back(filled: Registry, home: Path) -> None:
+    filled.close()
+    program = (
+        "import os, sqlite3, sys\n"
+        "writer = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "for told in ('journal_mode = DELETE', 'cache_size = 1', 'cache_spill = 1'): writer.execute(f'PRAGMA {told}')\n"
+        "writer.execute('BEGIN'); writer.execute('DELETE FROM tag'); writer.execute('DELETE FROM adapter')\n"
+        "writer.execute('CREATE TABLE much (x)')\n"
+        "for _ in range(100): writer.execute('INSERT INTO much VALUES (randomblob(5000))')\n"
+        "os._exit(9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(home / "registry.sqlite")], check=False)
+    assert killed.returncode == 9
+    assert (home / "registry.sqlite-journal").stat().st_size > 0
+    with Reader(home) as reader:
+        assert reader.adapter("man-nl@stable").version == 1
+
+
+@pytest.mark.sqlite_alone
+def test_where_nothing_can_be_shared_each_question_has_a_connection_of_its_own(
+    filled: Registry, home: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    with filled.reading():  # or the last connection takes the WAL into the database
+        copy.mkdir()
+        for name in ("registry.sqlite", "registry.sqlite-wal"):
+            (copy / name).write_bytes((home / name).read_bytes())
+    assert (copy / "registry.sqlite-wal").stat().st_size > 0
+    (copy / "registry.sqlite-shm").mkdir()  # as on a full disk, where that file cannot be made
+    with Reader(copy) as reader, Reader(copy) as another:
+        assert reader.adapter("man-nl@stable").version == 1
+        assert another.adapter("man-nl").version == 1
+        assert list(check(reader, read_data=False)) != []  # its blobs were not copied
 
 
 def test_neither_torch_nor_sqlalchemy_nor_numpy_is_imported(filled: Registry, home: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -220,6 +223,13 @@ def test_one_sweep_at_a_time(filled: Registry) -> None:
     filled.remember(LEASE, {"holder": "elsewhere:1:ab", "until": until})
     with pytest.raises(SweepBusyError, match=r"\(elsewhere:1:ab\) is under way until"):
         sweep(filled, NO_GRACE)
+    filled.remember(LEASE, {"holder": f"{socket.gethostname()}:{os.getpid()}:ab", "until": until})
+    with pytest.raises(SweepBusyError, match="is under way until"):
+        sweep(filled, NO_GRACE)
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    filled.remember(LEASE, {"holder": f"{socket.gethostname()}:{killed.pid}:ab", "until": until})
+    sweep(filled, NO_GRACE)  # its holder is gone
     filled.remember(LEASE, {"holder": "elsewhere:1:ab", "until": "2020-01-01T00:00:00+00:00"})
     sweep(filled, NO_GRACE)
     assert filled.setting(LEASE) is None

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import faults
-from faults import Doing, Faults, command
+from faults import WRITE, Doing, Faults, command
+
+from lorareg.registry.backend import backend_of
+from lorareg.registry.migrate import move_schema
+from lorareg.registry.store import Registry
+from lorareg.registry.tokens import create_token
 
 HARMLESS = ("nothing refers to it", "a sweep was stopped before it was done with it", "older code")
 """What `check` may say of a registry whose writer was killed: it takes space, until gc or a sweep."""
@@ -27,8 +32,8 @@ class Scene:
     before: dict[str, Any]
     after: dict[str, Any]
     steps: int
+    writes: int  # of the steps
     seconds: float
-    retry: Doing | None = None  # where the same again is refused once it was done
 
     def expect_either(self, found: dict[str, Any]) -> None:
         """Each adapter is as it was before or as it is after, and nothing is wrong with the registry."""
@@ -60,11 +65,13 @@ class Stage:
             area = self.folder / "scenes" / name
             area.mkdir(parents=True)
             doing = SCENES[name](self, area)
-            before = self.held(area)
+            before = self.held(self.copy(area, "rehearsal"))
             rehearsal = self.copy(area, "rehearsal")
             ended = doing.run(self.faults, rehearsal)
             assert ended.exit == 0, ended.err
-            self.scenes[name] = Scene(doing, area, before, self.held(rehearsal), ended.steps, ended.elapsed_s)
+            after = self.held(rehearsal)
+            writes = doing.run(self.faults, self.copy(area, "rehearsal"), kinds=WRITE).steps
+            self.scenes[name] = Scene(doing, area, before, after, ended.steps, writes, ended.elapsed_s)
         return self.scenes[name]
 
     def copy(self, area: Path, name: str) -> Path:
@@ -144,10 +151,70 @@ def compressed(stage: Stage, area: Path) -> None:
     stage.done(area, compress(stage, area))
 
 
+def prunable(stage: Stage, area: Path) -> None:
+    compressed(stage, area)
+    stage.done(area, command("replicate", "replicate", "{area}/copy"))
+
+
+def prune(stage: Stage, area: Path) -> Doing:
+    prunable(stage, area)
+    return command("prune --apply", "prune", "--apply")
+
+
+def sweep(stage: Stage, area: Path) -> Doing:
+    stage.done(area, prune(stage, area))
+    return command("prune --sweep", "prune", "--sweep", "--grace-days", 0)
+
+
+def collect(stage: Stage, area: Path) -> Doing:
+    stage.done(area, command("ingest", "ingest", stage.folder / "some"))
+    with Registry.open(area / "home", create=False) as registry:
+        for number in range(3):
+            registry.blobs.put_bytes(f"nobody's {number}".encode())
+    return command("gc", "gc", "--apply", "--grace-days", 0)
+
+
+def upgrade(stage: Stage, area: Path) -> Doing:
+    compressed(stage, area)
+    move_schema(backend_of(area / "home"), "0002")
+    return command("migrate", "migrate")
+
+
+def move(stage: Stage, area: Path) -> Doing:
+    compressed(stage, area)
+    return command("migrate --store", "migrate", "--store", "file://{area}/store")
+
+
+def import_(stage: Stage, area: Path) -> Doing:
+    compressed(stage, area)
+    bundle = stage.folder / "some.lorareg"
+    bundle.unlink(missing_ok=True)
+    stage.done(area, command("export", "export", "-o", bundle))
+    shutil.rmtree(area / "home")
+    stage.done(area, command("ingest", "ingest", stage.folder / "more"))
+    return command("import", "import", bundle)
+
+
+def push(stage: Stage, area: Path) -> Doing:
+    stage.done(area, command("ingest", "ingest", stage.folder / "some"))
+    (stage.folder / "commit").write_bytes(faults.commit_of(stage.folder / "more" / "a"))
+    with Registry.open(area / "home", create=False) as registry:
+        token = create_token(registry, "writer", "write", "*")[1]
+    places = {"home": "{area}/home", "cache": "{area}/cache", "body": str(stage.folder / "commit")}
+    return Doing("push", "push", places | {"task": "a", "token": token})
+
+
 SCENES: dict[str, Callable[[Stage, Path], Doing]] = {
     "ingest into a new registry": new_ingest,
     "ingest": ingest,
     "compress": compress,
+    "prune --apply": prune,
+    "prune --sweep": sweep,
+    "gc --apply": collect,
+    "migrate": upgrade,
+    "migrate --store": move,
+    "import": import_,
+    "a push to serve": push,
 }
 
 

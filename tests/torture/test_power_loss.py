@@ -54,7 +54,7 @@ def test_the_power_goes(name: str, stage: Stage, torture: Any) -> None:
     torture.promise(f"a power loss during or after `{name}` takes nothing acknowledged", fixed=FIXED.get(name, 0))
     scene = stage.scene(name)
     trace, random_ = recorded(stage, scene), random.Random(torture.seed)
-    wanted, end = torture.runs(30, 2000), len(trace.events)
+    wanted, end = torture.runs(20, 1000), len(trace.events)
     moments = [end if number % 5 == 0 else random_.randrange(end) for number in range(wanted)]
     for start in range(0, wanted, BATCH):
         shutil.rmtree(stage.folder / "states", ignore_errors=True)

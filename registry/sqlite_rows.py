@@ -1,0 +1,125 @@
+"""Reading SQLite's file, in whatever state a killed writer or a full disk left it.
+
+Three things stand in a reader's way, and none of them is a reason not to read. Read-only media cannot have the file of
+shared memory that WAL needs: if there is no WAL, SQLite may take the database as it is. A journal that a killed writer
+left has to be rolled back, which a connection that may only read cannot do: one that may write does it first. And on a
+full disk that shared file cannot be made: then a connection keeps in its own memory what it would share, and others out
+meanwhile, so that each question opens one of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from lorareg.registry.errors import RegistryError, RegistryRefusedError
+from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_FILE
+
+_NO_ROOM = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN}
+
+
+class SqliteRows:
+    """A connection that reads, without the means to change anything; threads may hand it on, one at a time uses it."""
+
+    def __init__(self, home: Path) -> None:
+        """Open the database at `home`.
+
+        Raises:
+            RegistryError: it cannot be opened.
+        """
+        self.home = home
+        try:
+            self._shared: sqlite3.Connection | None = _connect_shared(home)
+        except sqlite3.Error as error:
+            if not _is_room_missing(error):
+                raise database_error(home, error) from error
+            self._shared = None
+
+    def fetch(self, sql: str, parameters: Mapping[str, object]) -> Sequence[Mapping[str, Any]]:
+        try:
+            with self._connection() as connection:
+                return [dict(row) for row in connection.execute(sql, parameters).fetchall()]
+        except sqlite3.Error as error:
+            raise database_error(self.home, error) from error
+
+    def close(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        if self._shared is not None:
+            yield self._shared
+        else:
+            with closing(_connect_alone(self.home)) as connection:
+                yield connection
+
+
+def _connect_shared(home: Path) -> sqlite3.Connection:
+    """A connection beside others, which has read something already."""
+    path = (home / DATABASE_FILE).absolute()
+    uri = f"{_uri(path)}?mode=ro"
+    if os.access(home, os.W_OK):
+        if path.with_name(f"{DATABASE_FILE}-journal").exists():
+            with closing(sqlite3.connect(f"{_uri(path)}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S)) as writer:
+                _read_something(writer)
+    elif not path.with_name(f"{DATABASE_FILE}-wal").exists():
+        uri += "&immutable=1"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+    return _read_something(connection)
+
+
+def _connect_alone(home: Path) -> sqlite3.Connection:
+    """A connection that shares nothing, and locks others out until it is closed."""
+    uri = f"{_uri((home / DATABASE_FILE).absolute())}?mode=rw"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("PRAGMA query_only = ON")
+    return _read_something(connection)
+
+
+def _read_something(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """SQLite opens its files when they are asked for something; the connection is closed if it cannot."""
+    connection.row_factory, connection.text_factory = sqlite3.Row, read_text
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _uri(path: Path) -> str:
+    return f"file:{quote(path.as_posix())}"
+
+
+def read_text(data: bytes) -> str:
+    """Text as it is stored, also where damage made it no UTF-8: then its row's digest tells, and names the row."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _is_room_missing(error: sqlite3.Error) -> bool:
+    """Whether it may be that a file could not be made; of another reason the next attempt tells as well."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_ROOM
+
+
+def database_error(home: Path, error: BaseException) -> RegistryError:
+    """Say what SQLite said, and what to do about it."""
+    reason, kind = str(error), RegistryError
+    if "locked" in reason or "busy" in reason:
+        remedy = f"Another process has been writing for {BUSY_TIMEOUT_S:.0f} s; try again when it is done."
+    elif "disk I/O" in reason:
+        remedy = "The disk may be full or failing: free some space, then run `lorareg check`."
+        kind = RegistryRefusedError
+    elif "full" in reason:
+        remedy, kind = "Free some space; nothing was half written.", RegistryRefusedError
+    elif "readonly" in reason or "unable to open" in reason:
+        remedy, kind = "Check the permissions of the folder and the files in it.", RegistryRefusedError
+    else:
+        remedy = "Run `lorareg check`; copies from before each migration are in its backups folder."
+    return kind(home=home, reason=f"the database says: {reason}", remedy=remedy)
