@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from lorareg.registry.blobs import CHUNK_BYTES, OWNER, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
 from lorareg.registry.errors import IntegrityError, MissingBlobError, MissingExtraError, StoreError
+from lorareg.registry.object_library import object_library, was_forked
 
 PART_BYTES = 16 << 20
 TRIES = 6
@@ -42,15 +43,26 @@ class ObjectBlobs(BlobStore):
             MissingExtraError: obstore or tenacity is not installed.
             StoreError: it is no such URL.
         """
-        try:
-            import obstore
-            from obstore.store import from_url
-            from tenacity import Retrying
-        except ImportError as error:
-            raise MissingExtraError(feature="A store at a URL", package="obstore", extra="s3") from error
         super().__init__(url, local / "tmp")
         self.url, self._cache, self._cache_bytes = url, local / "read", cache_bytes
-        self._api: Any = obstore
+        self._open()
+
+    def _open(self) -> None:
+        """Once in each process: see `object_library`."""
+        try:
+            from tenacity import Retrying
+
+            api = object_library()
+        except (ImportError, OSError) as error:
+            if not was_forked():
+                raise MissingExtraError(feature="A store at a URL", package="obstore", extra="s3") from error
+            reason = f"this process was forked from one that had used it ({_first_line(error)})"
+            remedy = (
+                "Start processes anew (multiprocessing: spawn), or let TMPDIR be where libraries may be loaded from."
+            )
+            raise StoreError(store=self.url, reason=reason, remedy=remedy) from error
+        self._process = os.getpid()
+        self._api: Any = api
         self._retrying = Retrying
         endpoint = next((os.environ[name] for name in ENDPOINT_VARIABLES if name in os.environ), None)
         options: Any = {
@@ -60,10 +72,10 @@ class ObjectBlobs(BlobStore):
         retries: Any = {"max_retries": TRIES, "retry_timeout": timedelta(seconds=2 * TIMEOUT_S)}
         config: Any = {"endpoint": endpoint} if endpoint else {}
         try:
-            self._store: Any = from_url(url, config=config, client_options=options, retry_config=retries)
+            self._store: Any = api.store.from_url(self.url, config=config, client_options=options, retry_config=retries)
         except Exception as error:  # obstore's own kinds and ValueError
             remedy = "Use s3://bucket/prefix, with AWS_REGION and credentials in the environment."
-            raise StoreError(store=url, reason=_first_line(error), remedy=remedy) from error
+            raise StoreError(store=self.url, reason=_first_line(error), remedy=remedy) from error
 
     def __contains__(self, digest: str) -> bool:
         return self._head(digest) is not None
@@ -211,6 +223,8 @@ class ObjectBlobs(BlobStore):
         """
         from tenacity import retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+        if self._process != os.getpid():
+            self._open()
         kinds = self._api.exceptions
         tries = self._retrying(
             retry=retry_if_exception_type(kinds.GenericError),

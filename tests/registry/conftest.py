@@ -53,35 +53,66 @@ def empty_postgres(make_postgres: Callable[[], str]) -> str:
     return make_postgres()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "postgresql-s3"])
 def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a registry may be made, its rows here or in PostgreSQL."""
-    if request.param == "postgresql":
+    """Where a registry may be made: rows and blobs here, rows in PostgreSQL, or those and blobs in an object store."""
+    if request.param != "sqlite":
         monkeypatch.setenv("LORAREG_DATABASE", request.getfixturevalue("empty_postgres"))
+    if request.param == "postgresql-s3":
+        request.getfixturevalue("s3")
+        monkeypatch.setenv("LORAREG_STORE", f"s3://bucket/{uuid.uuid4().hex}")
     return tmp_path / "home"
 
 
+FOLDER_ALONE = frozenset(
+    {"test_blob_stores", "test_blobs", "test_lookup", "test_migrations", "test_object_blobs", "test_tokens"}
+)
+"""Files with nothing about the blobs of a registry, or much about where they are."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is about SQLite's file is not tried on PostgreSQL."""
-    items[:] = [one for one in items if not (one.get_closest_marker("sqlite_alone") and "postgresql" in one.name)]
+    """What is about SQLite's file is not tried on PostgreSQL, what is about the folder of blobs not on S3."""
+
+    def is_tried(one: pytest.Item) -> bool:
+        if one.get_closest_marker("sqlite_alone") and "postgresql" in one.name:
+            return False
+        is_about_folder = one.path.stem in FOLDER_ALONE or one.get_closest_marker("folder_alone")
+        return not (is_about_folder and "postgresql-s3" in one.name)
+
+    items[:] = [one for one in items if is_tried(one)]
 
 
 @pytest.fixture(scope="session")
-def proxied() -> Iterator[tuple[str, Any]]:
-    """The URL of a server of the S3 protocol, and what goes wrong on the way to it."""
+def s3_endpoint() -> Iterator[str]:
+    """The URL of a server of the S3 protocol."""
     pytest.importorskip("obstore", reason="the extra `s3` is not installed")
     pytest.importorskip("moto", reason="moto, a server of the S3 protocol, is not installed")
-    with s3_server.s3_server() as (host, port), s3_server.proxy(host, port) as found:
+    with s3_server.s3_server() as (host, port):
+        yield f"http://{host}:{port}"
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As `s3_endpoint`, with the variables that lead there."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    return s3_endpoint
+
+
+@pytest.fixture(scope="session")
+def proxied(s3_endpoint: str) -> Iterator[tuple[str, Any]]:
+    """The URL of a proxy to it, and what goes wrong on the way."""
+    host, _, port = s3_endpoint.removeprefix("http://").partition(":")
+    with s3_server.proxy(host, int(port)) as found:
         yield found
 
 
 @pytest.fixture
-def faults(proxied: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As `proxied`, with the variables that lead there, and nothing going wrong."""
+def faults(s3: str, proxied: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What goes wrong on the way, with the variables that lead there; nothing as yet."""
     url, faults = proxied
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     faults.waiting.clear()
     faults.happened.clear()

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import blob_damage
 import pytest
 
 from lorareg.registry.check import TABLES, check
@@ -109,7 +110,7 @@ def test_every_table_has_its_key_first() -> None:
 def test_a_missing_blob_is_found(filled: Registry) -> None:
     adapter = filled.adapter("task")
     weights = next(file for file in filled.files(adapter) if file.path == "adapter_model.safetensors")
-    filled.blobs.path(weights.sha256).unlink()
+    blob_damage.lose(filled.blobs, weights.sha256)
     (found,) = problems(filled)
     assert found == f"blob {weights.sha256}: adapter_model.safetensors of task@1 is missing from the blob store"
 
@@ -117,9 +118,7 @@ def test_a_missing_blob_is_found(filled: Registry) -> None:
 def test_a_flipped_byte_is_found_when_data_is_read(filled: Registry) -> None:
     encoding = filled.encoding(1)
     assert encoding is not None
-    path = filled.blobs.path(encoding.sha256)
-    path.chmod(0o644)
-    path.write_bytes(b"cod3")
+    blob_damage.overwrite(filled.blobs, encoding.sha256, b"cod3")
     assert problems(filled) == []
     (found,) = problems(filled, read_data=True)
     assert found.startswith(f"blob {encoding.sha256}: code of other@1 hashes to")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
+import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ import pytest
 pytest.importorskip("obstore", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto, a server of the S3 protocol, is not installed")
 
-from lorareg.registry import object_blobs
+from lorareg.registry import object_blobs, object_library
 from lorareg.registry.errors import IntegrityError, MissingBlobError, RegistryError, StoreError
 from lorareg.registry.home import STORE
 from lorareg.registry.object_blobs import ObjectBlobs
@@ -175,6 +179,54 @@ def test_a_store_that_does_not_answer(store: ObjectBlobs, tmp_path: Path, monkey
 def test_a_bucket_that_is_not_there(faults: Any, tmp_path: Path) -> None:
     store = ObjectBlobs("s3://elsewhere/x", tmp_path / "local", 0)
     with pytest.raises(StoreError, match="no such bucket"):
+        store.put_bytes(b"x")
+
+
+def test_processes_that_are_forked(store: ObjectBlobs, url: str, tmp_path: Path) -> None:
+    """From one that made requests, whose threads stay behind, and from one of those."""
+    digest = store.put_bytes(b"before")
+
+    def child() -> None:
+        assert store.get(store.put_bytes(b"forked")) == b"forked"
+        assert ObjectBlobs(url, tmp_path / "anew", 0).get(digest) == b"before"
+        in_a_fork(lambda: store.put_bytes(b"forked again"))
+
+    in_a_fork(child)
+    assert len(list(store)) == 3
+
+
+def in_a_fork(act: Any) -> None:
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            assert status == 0
+            return
+        time.sleep(0.02)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    pytest.fail("it hangs")
+
+
+def test_a_fork_that_cannot_load_its_library(store: ObjectBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(package: Any) -> None:
+        raise ImportError("failed to map segment from shared object")
+
+    assert object_library._loaded is not None
+    monkeypatch.setattr(object_library, "_loaded", (0, object_library._loaded[1]))
+    monkeypatch.setattr(object_library, "_load_again", refuse)
+    monkeypatch.setattr(store, "_process", 0)
+    with pytest.raises(StoreError, match=r"was forked from one that had used it \(failed to map.*spawn.*TMPDIR"):
         store.put_bytes(b"x")
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import blob_damage
 import pytest
 
 from lorareg.registry.errors import IntegrityError, MissingBlobError, MissingExtraError, ReplicaError
@@ -69,6 +70,7 @@ def test_a_place_has_one_registrys_copy(
     replicate(filled, location, False, ignore)
     if os.environ.get("LORAREG_DATABASE"):
         monkeypatch.setenv("LORAREG_DATABASE", make_postgres())
+    monkeypatch.delenv("LORAREG_STORE", raising=False)
     with Registry.open(tmp_path / "other", create=True) as other:
         with pytest.raises(ReplicaError, match=rf"a copy of registry {filled.identity()}\. Choose another place"):
             replicate(other, location, False, ignore)
@@ -81,6 +83,7 @@ def test_the_copy_is_a_registry(filled: Registry, tmp_path: Path, monkeypatch: p
     replicate(filled, str(tmp_path / "copy"), False, ignore)
     replicate(filled, str(tmp_path / "copy"), False, ignore)
     monkeypatch.delenv("LORAREG_DATABASE", raising=False)  # a second copy is a folder, whatever it is one of
+    monkeypatch.delenv("LORAREG_STORE", raising=False)
     with Registry.open(tmp_path / "copy", create=False) as copy:
         assert copy.adapters() == filled.adapters()
         assert not [finding for finding in copy.check(read_data=True) if finding.severity == "error"]
@@ -89,6 +92,7 @@ def test_the_copy_is_a_registry(filled: Registry, tmp_path: Path, monkeypatch: p
         )
 
 
+@pytest.mark.folder_alone
 def test_the_copy_has_its_own_blobs(
     home: Path, tmp_path: Path, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +119,7 @@ def test_the_copy_is_of_one_moment(filled: Registry, tmp_path: Path, make_adapte
     replicate(filled, str(tmp_path / "copy"), True, ingest)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("LORAREG_DATABASE", raising=False)
+        patch.delenv("LORAREG_STORE", raising=False)
         with Registry.open(tmp_path / "copy", create=False) as copy:
             assert [finding for finding in copy.check() if finding.severity == "error"] == []
             assert copy.names() == ["one", "two"]
@@ -122,10 +127,8 @@ def test_the_copy_is_of_one_moment(filled: Registry, tmp_path: Path, make_adapte
 
 def test_damage_is_mended_from_it(filled: Registry, location: str) -> None:
     replicate(filled, location, True, ignore)
-    damaged, missing = filled.blobs.path(weights(filled, "one")), filled.blobs.path(weights(filled, "two"))
-    damaged.chmod(0o644)
-    damaged.write_bytes(b"other")
-    missing.unlink()
+    blob_damage.overwrite(filled.blobs, weights(filled, "one"), b"other")
+    blob_damage.lose(filled.blobs, weights(filled, "two"))
     assert set(repair(filled, location, ignore)) == {weights(filled, "one"), weights(filled, "two")}
     assert repair(filled, location, ignore) == []
     assert not [finding for finding in filled.check(read_data=True) if finding.severity == "error"]
@@ -133,7 +136,7 @@ def test_damage_is_mended_from_it(filled: Registry, location: str) -> None:
 
 def test_a_missing_original_of_a_coded_adapter_is_mended(filled: Registry, location: str) -> None:
     replicate(filled, location, True, ignore)
-    filled.blobs.path(weights(filled, "one")).unlink()
+    blob_damage.lose(filled.blobs, weights(filled, "one"))
     assert filled.original(filled.adapter("one")) == "missing"
     assert repair(filled, location, ignore) == [weights(filled, "one")]
     assert filled.original(filled.adapter("one")) == "kept"
@@ -159,6 +162,7 @@ def test_no_copy_within_the_registry(filled: Registry) -> None:
         replicate(filled, f"file://{filled.home}", False, ignore)  # would write over the database in use
 
 
+@pytest.mark.folder_alone
 @pytest.mark.parametrize("there", ["", "/blobs", "/blobs/copy"])
 def test_no_copy_that_is_the_store(home: Path, tmp_path: Path, make_adapter: MakeAdapter, there: str) -> None:
     """Its blobs would be the registry's very own, and count as a second copy of themselves."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import blob_damage
 import pytest
 
 from lorareg.registry import sweep as sweep_module
@@ -193,7 +194,7 @@ def test_files_unlinked_between_storing_and_recording_are_stored_again(
     def claim(session: object, blobs: object, sha256: str, size_bytes: int) -> None:
         if not once:
             once.append(1)
-            filled.blobs.path(sha256).unlink()
+            blob_damage.lose(filled.blobs, sha256)
         claim_blob(session, blobs, sha256, size_bytes)  # type: ignore[arg-type]
 
     monkeypatch.setattr("lorareg.registry.store.claim_blob", claim)
@@ -248,6 +249,7 @@ def test_what_was_deleted_and_is_needed_is_missed(filled: Registry) -> None:
 # -- orphans -------------------------------------------------------------------------------------
 
 
+@pytest.mark.folder_alone
 def test_orphans_go_when_they_are_old_enough(filled: Registry) -> None:
     young, old = filled.blobs.put_bytes(b"young"), filled.blobs.put_bytes(b"old")
     os.utime(filled.blobs.path(old), (time.time() - 8 * 86400,) * 2)
@@ -268,6 +270,7 @@ def test_recording_needs_its_blob(filled: Registry) -> None:
         filled.record_generator(NewGenerator(1, "ab" * 32, 3, "mean", "", {}, {}))
 
 
+@pytest.mark.folder_alone
 def test_what_happened_while_orphans_were_listed_counts(
     filled: Registry, monkeypatch: pytest.MonkeyPatch, make_adapter: MakeAdapter
 ) -> None:
