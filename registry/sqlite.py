@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
-from lorareg.registry.errors import RegistryError, RegistryRefusedError
+from lorareg.registry.backend import BASE_REVISION, KEPT_BUSY, TRY_AGAIN, WRITES, Backend, Fetch
+from lorareg.registry.errors import BusyError, LockedError, LoraregError, RegistryError, RegistryRefusedError
 from lorareg.registry.files import make_folder, sync_file, sync_folder
-from lorareg.registry.home import BACKUPS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, LOCK_FILE, LOCK_TIMEOUT_S
+from lorareg.registry.home import (
+    BACKUPS_FOLDER,
+    BUSY_TIMEOUT_S,
+    DATABASE_FILE,
+    LOCK_FILE,
+    LOCK_TIMEOUT_S,
+    WORK_FILE,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -111,17 +118,31 @@ class Sqlite(Backend):
 
     @contextmanager
     def migrating(self) -> Iterator[None]:
-        """The lock is an exclusive transaction on an empty SQLite file, which dies with its process."""
         self.make_home()
+        with self._locked(LOCK_FILE, LOCK_TIMEOUT_S):
+            yield
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        with self._locked(WORK_FILE, BUSY_TIMEOUT_S, BusyError(home=self.home, waited_s=BUSY_TIMEOUT_S)):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, timeout_s: float, busy: LoraregError | None = None) -> Iterator[None]:
+        """The lock is an exclusive transaction on an empty SQLite file, which dies with its process.
+
+        `busy` is raised where another process has it all the while.
+        """
         try:
-            lock = sqlite3.connect(self.home / LOCK_FILE, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+            lock = sqlite3.connect(self.home / name, timeout=timeout_s, isolation_level=None)
         except sqlite3.Error as error:
             raise self.error(error) from error
         with closing(lock):
             try:
                 lock.execute("BEGIN EXCLUSIVE")
             except sqlite3.Error as error:
-                raise self.error(error) from error
+                found = self.error(error)
+                raise busy if busy is not None and isinstance(found, LockedError) else found from error
             yield
 
     def back_up(self, revision: str) -> Path:
@@ -209,8 +230,8 @@ def database_error(home: Path, error: BaseException) -> RegistryError:
     """Say what SQLite said, and what to do about it."""
     reason, kind = str(error), RegistryError
     if "locked" in reason or "busy" in reason:
-        remedy = f"Another process has been writing for {BUSY_TIMEOUT_S:.0f} s; try again when it is done."
-    elif "disk I/O" in reason:
+        return LockedError(home=home, reason=KEPT_BUSY, remedy=TRY_AGAIN)
+    if "disk I/O" in reason:
         remedy = "The disk may be full or failing: free some space, then run `lorareg check`."
         kind = RegistryRefusedError
     elif "full" in reason:
