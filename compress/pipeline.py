@@ -100,7 +100,21 @@ def compress(
         IntegrityError: stored bytes are damaged.
         DamagedRowsError: rows are, and no `damage` was given.
         LostRankError: a process of the crew ended before its time.
+        BusyError: another process compresses or deletes: two would do the same work twice, and what is stored here
+            and not yet recorded is nobody's to them.
     """
+    with registry.backend.working():
+        return _compress(registry, cohorts, options, reporter, crew or Solo(reporter), damage)
+
+
+def _compress(
+    registry: Registry,
+    cohorts: Sequence[str],
+    options: CompressOptions,
+    reporter: Reporter,
+    crew: Crew,
+    damage: Damage | None,
+) -> list[CohortSummary]:
     found = damage or Damage()
     chosen = _chosen(registry, cohorts, found)
     if not any(registry.has_adapters(cohort.id) for cohort in chosen):
@@ -114,7 +128,7 @@ def compress(
         with found.passed_over():
             asks_model = options.needs_model and Layout.from_json(cohort.layout).is_linear
             judge = judges.of(cohort.base_model, options.model_option) if asks_model else None
-            run = _CohortRun(registry, cohort, options, judge, reporter, crew or Solo(reporter), found)
+            run = _CohortRun(registry, cohort, options, judge, reporter, crew, found)
             summaries[cohort.id] = run.run()
     if damage is None:
         found.tell(registry.home)

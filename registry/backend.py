@@ -17,6 +17,9 @@ from lorareg.registry.errors import RegistryError, RowsMovedError
 from lorareg.registry.files import make_folder
 from lorareg.registry.home import DATABASE_FILE, DATABASE_VARIABLE, POSTGRES_FILE
 
+KEPT_BUSY = "another process kept its database busy all the while"
+TRY_AGAIN = "Try again when it is done."
+
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
@@ -116,6 +119,15 @@ class Backend(ABC):
         """One process at a time; the lock goes with its process.
 
         Raises:
+            RegistryError: the folder or the database cannot be used.
+        """
+
+    @abstractmethod
+    def working(self) -> AbstractContextManager[None]:
+        """One process at a time compresses, or deletes what it takes for nobody's; the lock goes with its process.
+
+        Raises:
+            BusyError: another one is at work.
             RegistryError: the folder or the database cannot be used.
         """
 

@@ -130,6 +130,12 @@ class RowsMovedError(RegistryError):
     exit_code = 20
 
 
+class LockedError(RegistryError):
+    """Registry {home}: {reason}. {remedy}"""
+
+    exit_code = 20  # one that may be tried again as it is
+
+
 class NewerSchemaError(RegistryError):
     """Registry {home} was written by a newer lorareg (schema {found}, this one knows {expected}). Upgrade lorareg."""
 
@@ -246,8 +252,10 @@ class NoCertificateError(LoraregError):
     exit_code = 41
 
 
-class SweepBusyError(LoraregError):
-    """Another sweep of {home} ({holder}) is under way until {until}. Try again when it is done."""
+class BusyError(LoraregError):
+    """Registry {home}: another process compresses, sweeps or collects there, and was not done after {waited_s:.0f} s.
+    One may at a time. Try again when it is done.
+    """
 
     exit_code = 42
 

@@ -28,6 +28,7 @@ BLOBS_FOLDER = "blobs"
 BACKUPS_FOLDER = "backups"
 SERVING_FOLDER = "serving"
 LOCK_FILE = "open.lock"
+WORK_FILE = "work.lock"
 BUSY_TIMEOUT_S = 30.0
 LOCK_TIMEOUT_S = 120.0
 """For its turn to migrate, which may take longer than to write."""

@@ -17,8 +17,15 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
-from lorareg.registry.errors import MissingExtraError, RegistryError, RegistryRefusedError
+from lorareg.registry.backend import BASE_REVISION, KEPT_BUSY, TRY_AGAIN, WRITES, Backend, Fetch
+from lorareg.registry.errors import (
+    BusyError,
+    LockedError,
+    LoraregError,
+    MissingExtraError,
+    RegistryError,
+    RegistryRefusedError,
+)
 from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.folder_blobs import FolderBlobs
 from lorareg.registry.home import (
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 CONNECT_TIMEOUT_S = 10
-WRITING_LOCK, MIGRATING_LOCK = 0x6C6F7261, 0x6C6F7262  # "lora", and the number after it
+WRITING_LOCK, MIGRATING_LOCK, WORKING_LOCK = 0x6C6F7261, 0x6C6F7262, 0x6C6F7263  # "lora", and the numbers after it
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 _REVISION = re.compile(r"[0-9]{4}")
 _NUMBER = re.compile(r"[0-9a-f]{32}")
@@ -152,8 +159,8 @@ class Postgres(Backend):
         said = " ".join(str(error).split()) or type(error).__name__
         kind: type[RegistryError] = RegistryError
         if state in _LOCKED:
-            remedy = "Another process has been writing all the while; try again when it is done."
-        elif state in _FULL:
+            return LockedError(home=self.home, reason=KEPT_BUSY, remedy=TRY_AGAIN)
+        if state in _FULL:
             remedy, kind = "Free some space on the database's server; nothing was half written.", RegistryRefusedError
         elif state is None or state.startswith(("08", "57P", "28", "3D")):
             remedy, kind = (
@@ -189,11 +196,23 @@ class Postgres(Backend):
     @contextmanager
     def migrating(self) -> Iterator[None]:
         self.make_home()
-        with closing(self.open(f"SET lock_timeout = '{LOCK_TIMEOUT_S * 1000:.0f}ms'")) as connection:
+        with self._locked(MIGRATING_LOCK, LOCK_TIMEOUT_S):
+            yield
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        with self._locked(WORKING_LOCK, BUSY_TIMEOUT_S, BusyError(home=self.home, waited_s=BUSY_TIMEOUT_S)):
+            yield
+
+    @contextmanager
+    def _locked(self, number: int, timeout_s: float, busy: LoraregError | None = None) -> Iterator[None]:
+        """An advisory lock of a connection; `busy` is raised where another process has it all the while."""
+        with closing(self.open(f"SET lock_timeout = '{timeout_s * 1000:.0f}ms'")) as connection:
             try:
-                connection.execute(f"SELECT pg_advisory_lock({MIGRATING_LOCK})")
+                connection.execute(f"SELECT pg_advisory_lock({number})")
             except self.errors as error:
-                raise self.error(error) from error
+                found = self.error(error)
+                raise busy if busy is not None and isinstance(found, LockedError) else found from error
             yield
 
     def prepare(self) -> None:

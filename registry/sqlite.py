@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
-from lorareg.registry.errors import RegistryError
+from lorareg.registry.errors import BusyError, LockedError, LoraregError, RegistryError
 from lorareg.registry.files import make_folder, sync_file, sync_folder
-from lorareg.registry.home import BACKUPS_FOLDER, BUSY_TIMEOUT_S, DATABASE_FILE, LOCK_FILE, LOCK_TIMEOUT_S
+from lorareg.registry.home import (
+    BACKUPS_FOLDER,
+    BUSY_TIMEOUT_S,
+    DATABASE_FILE,
+    LOCK_FILE,
+    LOCK_TIMEOUT_S,
+    WORK_FILE,
+)
 from lorareg.registry.reserve import keep_reserve, spend_reserve
 from lorareg.registry.sqlite_rows import SqliteRows, database_error, read_text
 
@@ -96,17 +103,31 @@ class Sqlite(Backend):
 
     @contextmanager
     def migrating(self) -> Iterator[None]:
-        """The lock is an exclusive transaction on an empty SQLite file, which dies with its process."""
         self.make_home()
+        with self._locked(LOCK_FILE, LOCK_TIMEOUT_S):
+            yield
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        with self._locked(WORK_FILE, BUSY_TIMEOUT_S, BusyError(home=self.home, waited_s=BUSY_TIMEOUT_S)):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, timeout_s: float, busy: LoraregError | None = None) -> Iterator[None]:
+        """The lock is an exclusive transaction on an empty SQLite file, which dies with its process.
+
+        `busy` is raised where another process has it all the while.
+        """
         try:
-            lock = sqlite3.connect(self.home / LOCK_FILE, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+            lock = sqlite3.connect(self.home / name, timeout=timeout_s, isolation_level=None)
         except sqlite3.Error as error:
             raise self.error(error) from error
         with closing(lock):
             try:
                 lock.execute("BEGIN EXCLUSIVE")
             except sqlite3.Error as error:
-                raise self.error(error) from error
+                found = self.error(error)
+                raise busy if busy is not None and isinstance(found, LockedError) else found from error
             yield
 
     def back_up(self, revision: str) -> Path:

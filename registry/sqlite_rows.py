@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lorareg.registry.errors import RegistryError, RegistryRefusedError
+from lorareg.registry.backend import KEPT_BUSY, TRY_AGAIN
+from lorareg.registry.errors import LockedError, RegistryError, RegistryRefusedError
 from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_FILE
 
 _NO_ROOM = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN}
@@ -112,7 +113,7 @@ def database_error(home: Path, error: BaseException) -> RegistryError:
     """Say what SQLite said, and what to do about it."""
     reason, kind = str(error), RegistryError
     if "locked" in reason or "busy" in reason:
-        remedy = f"Another process has been writing for {BUSY_TIMEOUT_S:.0f} s; try again when it is done."
+        return LockedError(home=home, reason=KEPT_BUSY, remedy=TRY_AGAIN)
     elif "disk I/O" in reason:
         remedy = "The disk may be full or failing: free some space, then run `lorareg check`."
         kind = RegistryRefusedError

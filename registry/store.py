@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import select, text
 from sqlalchemy.engine import Connection
@@ -70,6 +70,8 @@ from lorareg.registry.types import (
     TaskVector,
     canonical_json,
 )
+
+Result = TypeVar("Result")
 
 _INGEST_THREADS = 2
 _INGEST_AHEAD = 4
@@ -382,14 +384,18 @@ class Registry(Lookup):
         """
         if not files:
             return
-        with self.blobs.staging() as staging:
-            staged = {validate_relative_path(path): staging.add_bytes(data) for path, data in files.items()}
-            staging.publish()
-        with self.writing() as session:
+
+        def store() -> dict[str, StagedBlob]:
+            with self.blobs.staging() as staging:
+                staged = {validate_relative_path(path): staging.add_bytes(data) for path, data in files.items()}
+                staging.publish()
+            return staged
+
+        def record(session: Session, stored: dict[str, StagedBlob]) -> None:
             self._adapter_row(session, adapter)
-            for blob in staged.values():
-                claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
-            put_file_rows(session, adapter.id, staged)
+            put_file_rows(session, adapter.id, stored)
+
+        self._claimed(store(), store, record)
 
     def certify(self, adapter: Adapter, encoding: Encoding, proof: Proof) -> Certificate:
         """Record what was proven of an encoding that is recorded already, replacing what was proven before."""
@@ -410,17 +416,38 @@ class Registry(Lookup):
         return folder, store_files(self.blobs, folder)
 
     def _record(self, folder: PeftFolder, stored: dict[str, StagedBlob], request: IngestRequest) -> IngestOutcome:
-        """Write the rows of a folder; files that a sweep unlinked since they were stored are stored once more."""
-        try:
-            return self._record_once(folder, stored, request)
-        except MissingBlobError:
-            return self._record_once(folder, store_files(self.blobs, folder), request)
+        return self._claimed(
+            stored,
+            lambda: store_files(self.blobs, folder),
+            lambda session, files: record_adapter(session, folder, files, request),
+        )
 
-    def _record_once(self, folder: PeftFolder, stored: dict[str, StagedBlob], request: IngestRequest) -> IngestOutcome:
-        with self.writing() as session:
-            for blob in stored.values():
-                claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
-            return record_adapter(session, folder, stored, request)
+    def _claimed(
+        self,
+        stored: dict[str, StagedBlob],
+        store: Callable[[], dict[str, StagedBlob]],
+        record: Callable[[Session, dict[str, StagedBlob]], Result],
+    ) -> Result:
+        """Write the rows of blobs that were stored.
+
+        What was taken for nobody's since then is stored once more within the transaction, where nothing is deleted.
+        """
+        try:
+            with self.writing() as session:
+                return self._written(session, stored, record)
+        except MissingBlobError:
+            with self.writing() as session:
+                return self._written(session, store(), record)
+
+    def _written(
+        self,
+        session: Session,
+        stored: dict[str, StagedBlob],
+        record: Callable[[Session, dict[str, StagedBlob]], Result],
+    ) -> Result:
+        for blob in stored.values():
+            claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
+        return record(session, stored)
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         with self.reading() as connection:

@@ -5,12 +5,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -19,24 +15,21 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from lorareg.registry.blobs import StoredBlob
-from lorareg.registry.errors import MissingBlobError, SweepBusyError
+from lorareg.registry.errors import MissingBlobError
 from lorareg.registry.ingest import now
 from lorareg.registry.prune import Plan, plan
 from lorareg.registry.report_queries import referenced_digests
 from lorareg.registry.rows import record_from_row
-from lorareg.registry.schema import AdapterFileRow, EncodingRow, RetiredBlobRow, SettingRow, stored_values
-from lorareg.registry.types import Adapter, RetiredBlob, canonical_json
+from lorareg.registry.schema import AdapterFileRow, EncodingRow, RetiredBlobRow, stored_values
+from lorareg.registry.types import Adapter, RetiredBlob
 
 if TYPE_CHECKING:
     from lorareg.registry.store import Registry
 
 GRACE_DAYS = 7.0
 SWEEP_LIMIT = 1000
-LEASE_S = 900.0
 ORPHANS_AT_ONCE = 100
 """Within one transaction; two requests each, where they are objects."""
-
-LEASE = "sweep_lease"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +88,9 @@ def sweep(registry: Registry, grace: timedelta, limit: int = SWEEP_LIMIT) -> Swe
     """Delete what has been in quarantine for `grace`, at most `limit` files; safe to stop and to run again.
 
     Raises:
-        SweepBusyError: another sweep is under way.
+        BusyError: another process sweeps, collects or compresses.
     """
-    with _lease(registry):
+    with registry.backend.working():
         stay, left = _mark(registry, grace, limit)
         deleted, later = _unlink(registry)
     return Swept(deleted, stay + later, left)
@@ -114,15 +107,19 @@ def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
     """Delete them, each looked at again under the write lock: nobody can come to name one meanwhile.
 
     Listing a large bucket takes minutes, in which others write; they come in between as well.
+
+    Raises:
+        BusyError: another process compresses, and has stored what it is about to name; or one sweeps or collects.
     """
-    candidates, deleted = find_orphans(registry, grace), []
-    for start in range(0, len(candidates), ORPHANS_AT_ONCE):
-        with registry.writing() as session:
-            named = referenced_digests(session.connection())
-            blobs = (_stored(registry, orphan) for orphan in candidates[start : start + ORPHANS_AT_ONCE])
-            found = list(_orphans((blob for blob in blobs if blob is not None), named, grace))
-            registry.blobs.delete(_while_locked(session, [orphan.sha256 for orphan in found]))
-        deleted += found
+    with registry.backend.working():
+        candidates, deleted = find_orphans(registry, grace), []
+        for start in range(0, len(candidates), ORPHANS_AT_ONCE):
+            with registry.writing() as session:
+                named = referenced_digests(session.connection())
+                blobs = (_stored(registry, orphan) for orphan in candidates[start : start + ORPHANS_AT_ONCE])
+                found = list(_orphans((blob for blob in blobs if blob is not None), named, grace))
+                registry.blobs.delete(_while_locked(session, [orphan.sha256 for orphan in found]))
+            deleted += found
     return deleted
 
 
@@ -199,46 +196,3 @@ def _plan(session: Session) -> Plan:
 
 def _record(row: RetiredBlobRow) -> RetiredBlob:
     return record_from_row(RetiredBlob, "retired_blob", stored_values(row))
-
-
-def _is_gone(holder: str) -> bool:
-    """Whether a holder was a process of this machine that is no more.
-
-    One behind another machine of the same name would be taken for gone; but a lease only keeps two sweeps from doing
-    the same work, and files are safe without it.
-    """
-    host, pid, _ = holder.rsplit(":", 2)
-    if host != socket.gethostname() or os.name == "nt":
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
-
-
-@contextmanager
-def _lease(registry: Registry) -> Iterator[None]:
-    """One sweep at a time; a lease that its holder did not give back ends with it, or by itself."""
-    holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
-    until = (datetime.now(UTC) + timedelta(seconds=LEASE_S)).isoformat(timespec="seconds")
-    with registry.writing() as session:
-        row = session.get(SettingRow, LEASE)
-        held = {} if row is None else json.loads(row.value)
-        lasts = held and held["until"] > datetime.now(UTC).isoformat(timespec="seconds")
-        if lasts and not _is_gone(held["holder"]):
-            raise SweepBusyError(home=registry.home, holder=held["holder"], until=held["until"])
-        value = canonical_json({"holder": holder, "until": until})
-        if row is None:
-            session.add(SettingRow(name=LEASE, value=value, created_at=now()))
-        else:
-            row.value = value
-    try:
-        yield
-    finally:
-        with registry.writing() as session:
-            row = session.get(SettingRow, LEASE)
-            if row is not None and json.loads(row.value)["holder"] == holder:
-                session.delete(row)

@@ -18,7 +18,7 @@ from lorareg.registry.bundle import Row, is_extra
 from lorareg.registry.bundle_file import MODELS, REMEDY, BundleFile, parsed
 from lorareg.registry.certificate import Subject, compose, digest_of, is_stale
 from lorareg.registry.encodings import claim_blob
-from lorareg.registry.errors import IntegrityError, LoraregError
+from lorareg.registry.errors import IntegrityError, LoraregError, MissingBlobError
 from lorareg.registry.ingest import adapter_digest, adapter_record, next_id
 from lorareg.registry.names import validate_label, validate_relative_path, validate_task_name
 from lorareg.registry.rows import REFERENCES, record_from_row
@@ -182,9 +182,17 @@ def import_bundle(
     for digest in bundle.blobs:
         registry.blobs.put_bytes(bundle.read(digest))  # also what is here: it may be damaged, or not flushed yet
         advance(1)
+
+    def read(digest: str) -> bytes:
+        try:
+            return registry.blobs.get(digest)
+        except MissingBlobError:  # taken for nobody's since it was stored
+            registry.blobs.put_bytes(bundle.read(digest))
+            return registry.blobs.get(digest)
+
     for parcel in parcels:
         try:
-            found = decode(parcel, registry.blobs.get)
+            found = decode(parcel, read)
         except LoraregError as error:
             bundle.refuse(f"the code of {parcel.ref!r} cannot be decoded: {error}")
         if found != parcel.encoding["output_digest"]:
@@ -340,7 +348,12 @@ class _Recording:
     def _claim(self, table: str, row: Row) -> None:
         """Make sure that a row's blob is here, unless it is not meant to be."""
         if table in ("adapter_file", "generator", "encoding") and row["sha256"] in self.bundle.blobs:
-            claim_blob(self.session, self.registry.blobs, row["sha256"], row["size_bytes"])
+            blobs, digest = self.registry.blobs, row["sha256"]
+            try:
+                claim_blob(self.session, blobs, digest, row["size_bytes"])
+            except MissingBlobError:  # taken for nobody's since it was stored; within the transaction it stays
+                blobs.put_bytes(self.bundle.read(digest))
+                claim_blob(self.session, blobs, digest, row["size_bytes"])
 
     def _add(self, table: str, values: Row) -> int:
         row = MODELS[table](**{key: value for key, value in values.items() if key != "row_digest"})

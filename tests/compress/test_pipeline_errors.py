@@ -19,8 +19,10 @@ from lorareg.compress.generators.generator import pack_generator
 from lorareg.compress.pipeline import CohortSummary, compress
 from lorareg.compress.planning import plan
 from lorareg.compress.progress import Silent
+from lorareg.registry import sqlite as sqlite_module
 from lorareg.registry.errors import (
     BaseModelError,
+    BusyError,
     ContractError,
     IntegrityError,
     InvalidAdapterError,
@@ -176,3 +178,15 @@ def test_an_architecture_that_no_generator_may_have_is_refused(
         compress(registry, (), CompressOptions(Contract(), "linear"), Silent())
     compress(registry, (), CompressOptions(Contract(), "auto"), Silent())
     assert {record.arch for record in registry.generators(registry.cohorts()[0].id)} <= {"mean"}
+
+
+def test_two_do_not_compress_at_once(registry: Registry, add_group: AddGroup) -> None:
+    """The work would be done twice, and a sweep would take what is stored and not yet recorded."""
+    add_group(registry, "a", "b")
+    with pytest.MonkeyPatch.context() as patch, registry.backend.working():
+        patch.setattr(sqlite_module, "BUSY_TIMEOUT_S", 0.2)
+        with pytest.raises(BusyError, match=r"another process compresses, sweeps or collects there.*Try again"):
+            compress(registry, (), CompressOptions(arch="none"), Silent())
+    assert registry.encoding(registry.adapter("a").id) is None
+    compress(registry, (), CompressOptions(arch="none"), Silent())
+    assert registry.encoding(registry.adapter("a").id) is not None

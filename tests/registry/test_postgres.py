@@ -86,7 +86,7 @@ def test_a_writer_waits_and_then_says_so(
         with other.writing() as session:
             session.connection()
             assert registry.adapters() == []  # readers wait for nobody
-            with pytest.raises(RegistryError, match=r"lock timeout.*Another process has been writing"):
+            with pytest.raises(RegistryError, match="another process kept its database busy all the while"):
                 registry.ingest(read_folder(make_adapter()), name="task")
         assert registry.ingest(read_folder(make_adapter()), name="task").kind == "new"
 
@@ -283,7 +283,7 @@ def test_migrating_waits_for_its_turn_and_then_says_so(
     monkeypatch.setattr(postgres_module, "LOCK_TIMEOUT_S", 0.1)
     with psycopg.connect(empty_postgres, autocommit=True) as other:
         other.execute(f"SELECT pg_advisory_lock({postgres_module.MIGRATING_LOCK})")
-        with pytest.raises(RegistryError, match=r"lock timeout.*Another process has been writing"):
+        with pytest.raises(RegistryError, match="another process kept its database busy all the while"):
             Registry.open(home, create=True)
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import blob_damage
@@ -19,11 +16,11 @@ import pytest
 from lorareg.registry import sweep as sweep_module
 from lorareg.registry.certificate import Proof
 from lorareg.registry.encodings import claim_blob
-from lorareg.registry.errors import MissingBlobError, OriginalGoneError, SweepBusyError, UnknownAdapterError
+from lorareg.registry.errors import MissingBlobError, OriginalGoneError, UnknownAdapterError
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.prune import plan
 from lorareg.registry.store import Registry
-from lorareg.registry.sweep import LEASE, delete_orphans, find_orphans, retire, sweep
+from lorareg.registry.sweep import delete_orphans, find_orphans, retire, sweep
 from lorareg.registry.types import WEIGHTS_FILE, Adapter, NewEncoding, NewGenerator
 
 MakeAdapter = Callable[..., Path]
@@ -217,23 +214,6 @@ def test_older_codes_and_generators_go_too(filled: Registry) -> None:
     sweep(filled, NO_GRACE)
     assert body not in filled.blobs
     assert not [finding for finding in filled.check() if finding.severity == "error"]
-
-
-def test_one_sweep_at_a_time(filled: Registry) -> None:
-    until = (datetime.now(UTC) + timedelta(minutes=5)).isoformat(timespec="seconds")
-    filled.remember(LEASE, {"holder": "elsewhere:1:ab", "until": until})
-    with pytest.raises(SweepBusyError, match=r"\(elsewhere:1:ab\) is under way until"):
-        sweep(filled, NO_GRACE)
-    filled.remember(LEASE, {"holder": f"{socket.gethostname()}:{os.getpid()}:ab", "until": until})
-    with pytest.raises(SweepBusyError, match="is under way until"):
-        sweep(filled, NO_GRACE)
-    killed = subprocess.Popen([sys.executable, "-c", ""])
-    killed.wait()
-    filled.remember(LEASE, {"holder": f"{socket.gethostname()}:{killed.pid}:ab", "until": until})
-    sweep(filled, NO_GRACE)  # its holder is gone
-    filled.remember(LEASE, {"holder": "elsewhere:1:ab", "until": "2020-01-01T00:00:00+00:00"})
-    sweep(filled, NO_GRACE)
-    assert filled.setting(LEASE) is None
 
 
 def test_what_was_deleted_and_is_needed_is_missed(filled: Registry) -> None:
