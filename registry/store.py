@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,12 +21,11 @@ from sqlalchemy.orm import Session
 
 from lorareg.registry.backend import Backend, backend_of, rows_moved
 from lorareg.registry.blob_stores import asked_store
-from lorareg.registry.blobs import StagedBlob
 from lorareg.registry.card import tidy_description
 from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import reading, writing
-from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
-from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
+from lorareg.registry.encodings import add_encoding, add_generator, claim_blobs, put_certificate
+from lorareg.registry.errors import LoraregError, UnknownAdapterError
 from lorareg.registry.home import IDENTITY, MOVED, STORE, resolve_home
 from lorareg.registry.ingest import (
     IngestOutcome,
@@ -37,13 +34,12 @@ from lorareg.registry.ingest import (
     describe_adapter,
     now,
     put_file_rows,
-    record_adapter,
-    store_files,
 )
+from lorareg.registry.intake import take_in, take_in_each
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.migrate import Migration, migrate
 from lorareg.registry.names import parse_ref, validate_label, validate_relative_path, validate_task_name
-from lorareg.registry.peft_format import PeftFolder, read_adapter
+from lorareg.registry.peft_format import PeftFolder
 from lorareg.registry.revision import is_current
 from lorareg.registry.rows import record_from_row
 from lorareg.registry.schema import (
@@ -70,9 +66,6 @@ from lorareg.registry.types import (
     TaskVector,
     canonical_json,
 )
-
-_INGEST_THREADS = 2
-_INGEST_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,32 +151,11 @@ class Registry(Lookup):
             RegistryError: the database refused.
         """
         validate_task_name(name)
-        request = IngestRequest(folder.path, name, description)
-        return self._record(folder, store_files(self.blobs, folder), request)
+        return take_in(self, folder, IngestRequest(folder.path, name, description))
 
     def ingest_each(self, requests: Iterable[IngestRequest]) -> Iterator[IngestOutcome | LoraregError]:
-        """Ingest many folders, in order: while one is recorded, the next are read, copied and flushed.
-
-        One that is refused is yielded as its error, and the rest go on.
-        """
-        from concurrent.futures import Future, ThreadPoolExecutor
-
-        waiting = iter(requests)
-        ahead: deque[tuple[IngestRequest, Future[tuple[PeftFolder, dict[str, StagedBlob]]]]] = deque()
-        with ThreadPoolExecutor(max_workers=_INGEST_THREADS) as threads:
-            while True:
-                for request in islice(waiting, _INGEST_AHEAD - len(ahead)):
-                    ahead.append((request, threads.submit(self._store, request)))
-                if not ahead:
-                    return
-                request, storing = ahead.popleft()
-                try:
-                    folder, stored = storing.result()
-                    outcome = self._record(folder, stored, request)
-                except LoraregError as error:
-                    yield error
-                else:
-                    yield outcome
+        """Ingest many folders, in order and some at once (see `intake`); one that is refused is given as its error."""
+        return take_in_each(self, requests)
 
     def tag(self, adapter: Adapter, label: str) -> Tag:
         """Put `label` on this version, moving it from any other version of the name.
@@ -380,8 +352,7 @@ class Registry(Lookup):
             staging.publish()
         with self.writing() as session:
             self._adapter_row(session, adapter)
-            for blob in staged.values():
-                claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
+            claim_blobs(session, self.blobs, {blob.sha256: blob.size_bytes for blob in staged.values()})
             put_file_rows(session, adapter.id, staged)
 
     def certify(self, adapter: Adapter, encoding: Encoding, proof: Proof) -> Certificate:
@@ -396,24 +367,6 @@ class Registry(Lookup):
         from lorareg.registry.check import check
 
         return check(self, read_data)
-
-    def _store(self, request: IngestRequest) -> tuple[PeftFolder, dict[str, StagedBlob]]:
-        validate_task_name(request.name)
-        folder = read_adapter(request.path, request.base_model)
-        return folder, store_files(self.blobs, folder)
-
-    def _record(self, folder: PeftFolder, stored: dict[str, StagedBlob], request: IngestRequest) -> IngestOutcome:
-        """Write the rows of a folder; files that a sweep unlinked since they were stored are stored once more."""
-        try:
-            return self._record_once(folder, stored, request)
-        except MissingBlobError:
-            return self._record_once(folder, store_files(self.blobs, folder), request)
-
-    def _record_once(self, folder: PeftFolder, stored: dict[str, StagedBlob], request: IngestRequest) -> IngestOutcome:
-        with self.writing() as session:
-            for blob in stored.values():
-                claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
-            return record_adapter(session, folder, stored, request)
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         with self.reading() as connection:
