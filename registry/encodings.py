@@ -7,7 +7,7 @@ row comes to mention it stays. A blob that was on its way out and is needed agai
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sqlalchemy import delete, func, select
@@ -18,7 +18,6 @@ from lorareg.registry.certificate import Proof
 from lorareg.registry.errors import (
     IntegrityError,
     LayoutMismatchError,
-    MissingBlobError,
     StoreError,
     UnknownAdapterError,
     UnknownCohortError,
@@ -36,6 +35,8 @@ from lorareg.registry.schema import (
     SettingRow,
 )
 from lorareg.registry.types import NewEncoding, NewGenerator, canonical_json
+
+DIGESTS_A_QUERY = 500
 
 
 def add_generator(session: Session, home: Path, blobs: BlobStore, new: NewGenerator) -> GeneratorRow:
@@ -119,31 +120,37 @@ def put_certificate(session: Session, encoding_id: int, digest: str, proof: Proo
 
 
 def claim_blob(session: Session, blobs: BlobStore, sha256: str, size_bytes: int) -> None:
-    """Make sure that a blob is here, and not on its way out.
+    """As `claim_blobs`, one."""
+    claim_blobs(session, blobs, {sha256: size_bytes})
+
+
+def claim_blobs(session: Session, blobs: BlobStore, sizes: Mapping[str, int]) -> None:
+    """Make sure that blobs, by digest and size in bytes, are here, and not on their way out.
 
     Raises:
-        MissingBlobError: it is not in the blob store.
-        IntegrityError: it has another size.
+        MissingBlobError: one is not in the blob store.
+        IntegrityError: one has another size.
         StoreError: the registry's blobs were moved to another store since this one was opened.
     """
     remembered = session.get(SettingRow, STORE)
     if (None if remembered is None else json.loads(remembered.value)) != blobs.remembered:
         remedy = "Nothing was recorded. Run the same command again; start servers anew."
         raise StoreError(store=blobs.place, reason="the registry's blobs were moved elsewhere meanwhile", remedy=remedy)
-    if sha256 not in blobs:
-        raise MissingBlobError(digest=sha256, store=blobs.place)
-    found = blobs.size(sha256)
-    if found != size_bytes:
-        raise IntegrityError(
-            what=f"Blob {sha256}", expected=f"{size_bytes} bytes", found=f"{found}", remedy="Store it again."
-        )
-    bring_back(session, [sha256])
+    for sha256, size_bytes in sizes.items():
+        found = blobs.size(sha256)
+        if found != size_bytes:
+            raise IntegrityError(
+                what=f"Blob {sha256}", expected=f"{size_bytes} bytes", found=f"{found}", remedy="Store it again."
+            )
+    bring_back(session, sizes)
 
 
 def bring_back(session: Session, digests: Iterable[str]) -> None:
     """Take blobs off the way out."""
-    for sha256 in digests:
-        session.execute(delete(RetiredBlobRow).where(RetiredBlobRow.sha256 == sha256))
+    wanted = list(digests)
+    for start in range(0, len(wanted), DIGESTS_A_QUERY):
+        some = wanted[start : start + DIGESTS_A_QUERY]
+        session.execute(delete(RetiredBlobRow).where(RetiredBlobRow.sha256.in_(some)))
 
 
 def _check_generator(session: Session, home: Path, blobs: BlobStore, new: NewEncoding) -> None:

@@ -68,7 +68,7 @@ class FolderBlobs(BlobStore):
                 yield chunk
 
     def publish(self, blobs: Sequence[StagedBlob]) -> None:
-        new = [blob for blob in blobs if blob.is_new]
+        new = list({blob.sha256: blob for blob in blobs if blob.is_new}.values())
         sync_all(sync_file, {blob.path for blob in new})
         for blob in new:
             os.replace(blob.path, self.path(blob.sha256))

@@ -127,9 +127,8 @@ class ObjectBlobs(BlobStore):
             yield data[start : start + CHUNK_BYTES]
 
     def publish(self, blobs: Sequence[StagedBlob]) -> None:
-        for blob in blobs:
-            if blob.is_new:
-                self._asked(lambda blob=blob: self._put(blob))  # type: ignore[misc]
+        for blob in {blob.sha256: blob for blob in blobs if blob.is_new}.values():
+            self._asked(lambda blob=blob: self._put(blob))  # type: ignore[misc]
 
     def _delete(self, digests: Iterable[str]) -> None:
         for digest in digests:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import select, text
 from sqlalchemy.engine import Connection
@@ -27,7 +25,7 @@ from lorareg.registry.blobs import StagedBlob
 from lorareg.registry.card import tidy_description
 from lorareg.registry.certificate import Proof, Subject, compose, digest_of
 from lorareg.registry.database import reading, writing
-from lorareg.registry.encodings import add_encoding, add_generator, claim_blob, put_certificate
+from lorareg.registry.encodings import add_encoding, add_generator, claim_blobs, put_certificate
 from lorareg.registry.errors import LoraregError, MissingBlobError, UnknownAdapterError
 from lorareg.registry.home import IDENTITY, MOVED, STORE, resolve_home
 from lorareg.registry.ingest import (
@@ -37,13 +35,12 @@ from lorareg.registry.ingest import (
     describe_adapter,
     now,
     put_file_rows,
-    record_adapter,
-    store_files,
 )
+from lorareg.registry.intake import take_in, take_in_each
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.migrate import Migration, migrate
 from lorareg.registry.names import parse_ref, validate_label, validate_relative_path, validate_task_name
-from lorareg.registry.peft_format import PeftFolder, read_adapter
+from lorareg.registry.peft_format import PeftFolder
 from lorareg.registry.revision import is_current
 from lorareg.registry.rows import record_from_row
 from lorareg.registry.schema import (
@@ -70,11 +67,6 @@ from lorareg.registry.types import (
     TaskVector,
     canonical_json,
 )
-
-Result = TypeVar("Result")
-
-_INGEST_THREADS = 2
-_INGEST_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,32 +159,11 @@ class Registry(Lookup):
             RegistryError: the database refused.
         """
         validate_task_name(name)
-        request = IngestRequest(folder.path, name, description)
-        return self._record(folder, store_files(self.blobs, folder), request)
+        return take_in(self, folder, IngestRequest(folder.path, name, description))
 
     def ingest_each(self, requests: Iterable[IngestRequest]) -> Iterator[IngestOutcome | LoraregError]:
-        """Ingest many folders, in order: while one is recorded, the next are read, copied and flushed.
-
-        One that is refused is yielded as its error, and the rest go on.
-        """
-        from concurrent.futures import Future, ThreadPoolExecutor
-
-        waiting = iter(requests)
-        ahead: deque[tuple[IngestRequest, Future[tuple[PeftFolder, dict[str, StagedBlob]]]]] = deque()
-        with ThreadPoolExecutor(max_workers=_INGEST_THREADS) as threads:
-            while True:
-                for request in islice(waiting, _INGEST_AHEAD - len(ahead)):
-                    ahead.append((request, threads.submit(self._store, request)))
-                if not ahead:
-                    return
-                request, storing = ahead.popleft()
-                try:
-                    folder, stored = storing.result()
-                    outcome = self._record(folder, stored, request)
-                except LoraregError as error:
-                    yield error
-                else:
-                    yield outcome
+        """Ingest many folders, in order and some at once (see `intake`); one that is refused is given as its error."""
+        return take_in_each(self, requests)
 
     def tag(self, adapter: Adapter, label: str) -> Tag:
         """Put `label` on this version, moving it from any other version of the name.
@@ -391,11 +362,18 @@ class Registry(Lookup):
                 staging.publish()
             return staged
 
-        def record(session: Session, stored: dict[str, StagedBlob]) -> None:
+        def record(session: Session, staged: Mapping[str, StagedBlob]) -> None:
             self._adapter_row(session, adapter)
-            put_file_rows(session, adapter.id, stored)
+            claim_blobs(session, self.blobs, {blob.sha256: blob.size_bytes for blob in staged.values()})
+            put_file_rows(session, adapter.id, staged)
 
-        self._claimed(store(), store, record)
+        staged = store()
+        try:
+            with self.writing() as session:
+                record(session, staged)
+        except MissingBlobError:  # taken for nobody's since then: stored once more where nothing is deleted
+            with self.writing() as session:
+                record(session, store())
 
     def certify(self, adapter: Adapter, encoding: Encoding, proof: Proof) -> Certificate:
         """Record what was proven of an encoding that is recorded already, replacing what was proven before."""
@@ -409,45 +387,6 @@ class Registry(Lookup):
         from lorareg.registry.check import check
 
         return check(self, read_data)
-
-    def _store(self, request: IngestRequest) -> tuple[PeftFolder, dict[str, StagedBlob]]:
-        validate_task_name(request.name)
-        folder = read_adapter(request.path, request.base_model)
-        return folder, store_files(self.blobs, folder)
-
-    def _record(self, folder: PeftFolder, stored: dict[str, StagedBlob], request: IngestRequest) -> IngestOutcome:
-        return self._claimed(
-            stored,
-            lambda: store_files(self.blobs, folder),
-            lambda session, files: record_adapter(session, folder, files, request),
-        )
-
-    def _claimed(
-        self,
-        stored: dict[str, StagedBlob],
-        store: Callable[[], dict[str, StagedBlob]],
-        record: Callable[[Session, dict[str, StagedBlob]], Result],
-    ) -> Result:
-        """Write the rows of blobs that were stored.
-
-        What was taken for nobody's since then is stored once more within the transaction, where nothing is deleted.
-        """
-        try:
-            with self.writing() as session:
-                return self._written(session, stored, record)
-        except MissingBlobError:
-            with self.writing() as session:
-                return self._written(session, store(), record)
-
-    def _written(
-        self,
-        session: Session,
-        stored: dict[str, StagedBlob],
-        record: Callable[[Session, dict[str, StagedBlob]], Result],
-    ) -> Result:
-        for blob in stored.values():
-            claim_blob(session, self.blobs, blob.sha256, blob.size_bytes)
-        return record(session, stored)
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         with self.reading() as connection:

@@ -17,7 +17,7 @@ import pytest
 
 from lorareg.cli.ingest import task_name
 from lorareg.cli.main import COMMANDS
-from lorareg.registry import ingest, store
+from lorareg.registry import ingest, intake
 
 Run = Callable[..., Any]
 
@@ -85,12 +85,12 @@ def test_ingest_of_one_refused_adapter_exits_with_its_reason(run: Run, folders: 
 def test_a_full_disk_still_tells_what_was_taken_in(
     run: Run, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(blobs: Any, folder: Any) -> Any:
+    def full(staging: Any, folder: Any) -> Any:
         if folder.path.name == max(path.name for path in folders.iterdir()):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return ingest.store_files(blobs, folder)
+        return ingest.stage_files(staging, folder)
 
-    monkeypatch.setattr(store, "store_files", full)
+    monkeypatch.setattr(intake, "stage_files", full)
     result = run("ingest", folders, "--home", tmp_path / "r")
     assert result.exit_code == 74
     assert "No space left on device. Free some space" in result.err

@@ -15,7 +15,7 @@ import pytest
 
 from lorareg.registry import sweep as sweep_module
 from lorareg.registry.certificate import Proof
-from lorareg.registry.encodings import claim_blob
+from lorareg.registry.encodings import claim_blobs
 from lorareg.registry.errors import MissingBlobError, OriginalGoneError, UnknownAdapterError
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.prune import plan
@@ -188,13 +188,13 @@ def test_files_unlinked_between_storing_and_recording_are_stored_again(
     retire_all(filled)
     once: list[int] = []
 
-    def claim(session: object, blobs: object, sha256: str, size_bytes: int) -> None:
+    def claim(session: object, blobs: object, sizes: dict[str, int]) -> None:
         if not once:
             once.append(1)
-            blob_damage.lose(filled.blobs, sha256)
-        claim_blob(session, blobs, sha256, size_bytes)  # type: ignore[arg-type]
+            blob_damage.lose(filled.blobs, min(sizes))
+        claim_blobs(session, blobs, sizes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("lorareg.registry.store.claim_blob", claim)
+    monkeypatch.setattr("lorareg.registry.intake.claim_blobs", claim)
     filled.ingest(read_folder(make_adapter("one", seed=0)), name="one")
     assert not [finding for finding in filled.check(read_data=True) if finding.severity == "error"]
 
