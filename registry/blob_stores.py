@@ -23,6 +23,7 @@ from lorareg.registry.home import (
     STORE,
     STORE_VARIABLE,
 )
+from lorareg.registry.urls import may_have_secrets, without_secrets
 
 if TYPE_CHECKING:
     from lorareg.registry.store import Registry
@@ -47,6 +48,7 @@ def asked_store() -> str | None:
     url = (os.environ.get(STORE_VARIABLE) or "").rstrip("/")
     if not url:
         return None
+    _expect_no_secrets(url)
     store_at(url, Path())
     return url
 
@@ -85,6 +87,7 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
         StoreError: the store refuses, lies within the one before, or has the blobs of another registry.
         RegistryError: somebody else moved them meanwhile.
     """
+    _expect_no_secrets(url)
     url, identity = url.rstrip("/"), registry.identity()
     remembered = registry.setting(STORE)
     before = (
@@ -139,6 +142,14 @@ def expect_free(store: BlobStore) -> None:
 
 def _place(store: BlobStore) -> str:
     return str(store.root.resolve()) if isinstance(store, FolderBlobs) else store.place
+
+
+def _expect_no_secrets(url: str) -> None:
+    """Raises StoreError where a URL has what would be kept in the registry, and printed."""
+    if may_have_secrets(url):
+        reason = "a user's name, password, query or fragment in its URL would be kept in the registry, and printed"
+        remedy = "Leave it out; credentials come from the environment (AWS_ACCESS_KEY_ID, ...)."
+        raise StoreError(store=without_secrets(url), reason=reason, remedy=remedy)
 
 
 def store_at(url: str, local: Path) -> BlobStore:

@@ -24,6 +24,7 @@ from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, IDENTITY, POSTGRE
 from lorareg.registry.ingest import now
 from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow, SettingRow
 from lorareg.registry.types import WEIGHTS_FILE
+from lorareg.registry.urls import may_have_secrets, without_secrets
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -83,6 +84,14 @@ def open_location(location: str) -> Location:
     return _Remote.open(location) if "://" in location else _Folder(Path(location))
 
 
+def _expect_no_secrets(location: str) -> None:
+    """Raises ReplicaError where a URL has what would be kept in the registry, and printed."""
+    if may_have_secrets(location):
+        reason = "a user's name, password, query or fragment in its URL would be kept in the registry, and printed"
+        remedy = "Leave it out; credentials come from the environment or fsspec's configuration (FSSPEC_FTP_PASSWORD)."
+        raise ReplicaError(location=without_secrets(location), reason=reason, remedy=remedy)
+
+
 def replicate(registry: Registry, location: str, originals: bool, advance: Callable[[int], object]) -> Replicated:
     """Copy what must stay (with `originals`, all), verify the copies, and record which generators have one.
 
@@ -92,6 +101,7 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
         ReplicaError: the location is the registry itself or has another, or cannot be written.
         IntegrityError: a blob is damaged here; `repair` may bring it back.
     """
+    _expect_no_secrets(location)
     resolved = location if "://" in location else str(Path(location).resolve())
     if is_inside(registry, resolved):
         raise ReplicaError(location=location, reason="it is inside the registry", remedy="Choose another disk.")
@@ -118,6 +128,7 @@ def repair(registry: Registry, location: str, advance: Callable[[int], object]) 
     Raises:
         ReplicaError: the location cannot be read.
     """
+    _expect_no_secrets(location)
     target, mended = open_location(location), []
     wanted, _ = blobs_to_copy(registry, originals=True)
     with _reaching(location):

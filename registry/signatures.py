@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorareg.registry.certificate import digest_of
-from lorareg.registry.errors import MissingExtraError, SignatureError
+from lorareg.registry.certificate import FORMAT, digest_of
+from lorareg.registry.errors import MissingExtraError, NewerFormatError, SignatureError
 from lorareg.registry.types import canonical_json
 
 ALGORITHM = "ed25519"
@@ -44,12 +44,14 @@ def check_export(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingExtraError: it is signed and `cryptography` is not installed.
+        NewerFormatError: a later lorareg wrote it.
         SignatureError: it is no certificate, or its digest or signature is not that of its statement.
     """
     what = str(path)
     try:
         exported = json.loads(path.read_text("utf-8"))
         statement, digest = exported["statement"], exported["digest"]
+        form = statement["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SignatureError(
             what=what, reason=f"it is no certificate ({error})", remedy="Give a file that `lorareg certificate` wrote."
@@ -60,6 +62,8 @@ def check_export(path: Path) -> dict[str, Any]:
             reason="its statement does not have the digest it gives",
             remedy="It was changed; do not trust it.",
         )
+    if form != FORMAT:
+        raise NewerFormatError(what=what, found=str(form)[:40], expected=FORMAT)
     if "signature" in exported:
         _check_signature(what, statement, exported["signature"])
     return dict(exported)

@@ -26,6 +26,8 @@ from lorareg.registry.sqlite_rows import SqliteRows, database_error, read_text
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
+UNFINISHED = ".part"
+
 
 class Sqlite(Backend):
     """The file `registry.sqlite` in the folder."""
@@ -131,13 +133,19 @@ class Sqlite(Backend):
             yield
 
     def back_up(self, revision: str) -> Path:
+        """What goes by a backup's name is whole: until it is, it has another, and one that was never finished goes."""
         backup = self._backup(revision)
+        for unfinished in backup.parent.glob(f"registry-*{UNFINISHED}"):
+            if unfinished.is_file():
+                unfinished.unlink()
+        fresh = backup.with_name(backup.name + UNFINISHED)
         try:
             with closing(sqlite3.connect(self.path)) as connection:
-                connection.execute("VACUUM INTO ?", (str(backup),))
+                connection.execute("VACUUM INTO ?", (str(fresh),))
         except sqlite3.Error as error:
             raise self.error(error) from error
-        sync_file(backup)
+        sync_file(fresh)
+        fresh.rename(backup)
         sync_folder(backup.parent)
         return backup
 

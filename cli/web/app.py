@@ -27,8 +27,9 @@ from lorareg.cli.web.pages.routes import not_found_page, page_routes
 from lorareg.cli.web.readers import Readers
 from lorareg.cli.web.replies import RefusedError, answer_to, refusal_of
 from lorareg.cli.web.uploads import Uploads
-from lorareg.registry.errors import LoraregError
+from lorareg.registry.errors import LoraregError, ServeError
 from lorareg.registry.tokens import EVERY_NAMESPACE
+from lorareg.registry.urls import may_have_secrets, without_secrets
 
 DECODED_FOLDER, INCOMING_FOLDER = "decoded", "incoming"
 
@@ -51,16 +52,16 @@ def make_app(settings: Settings) -> ASGIApp:
 
     Raises:
         RegistryError: there is no registry.
-        ServeError: another server uses the cache.
+        ServeError: another server uses the cache, or the upstream's URL has what nobody should see.
     """
     readers, offers = Readers(settings.home), Offers()
     with readers.borrow():
         pass  # that it can be read is known before the first request
+    upstream = _upstream(settings.upstream)
     decoded = DecodedFiles(settings.cache / DECODED_FOLDER, settings.cache_bytes)
     figures = Figures(decoded)
     hub = Hub(readers, offers, decoded)
     uploads = Uploads(readers, offers, figures, settings.cache / INCOMING_FOLDER, settings.limits.uploads)
-    upstream = _upstream(settings.upstream)
 
     async def refused(request: Request, error: Exception) -> Response:
         # Of a task that is here, nothing comes from elsewhere: there its name may be a stranger's.
@@ -118,4 +119,7 @@ def _upstream(url: str | None) -> Any:
         return None
     from lorareg.cli.web.upstream import Upstream
 
+    if may_have_secrets(url):
+        reason = f"--upstream {without_secrets(url)} was given with a user's name, password, query or fragment"
+        raise ServeError(reason=reason, remedy="Leave it out: what is read there, every client may read here.")
     return Upstream(url)

@@ -24,7 +24,7 @@ import numpy as np
 
 from lorareg.compress.codec.planes import pack_frame, pack_tensors, unpack_frame, unpack_tensors
 from lorareg.compress.factors.weights import pack_header, read_entries
-from lorareg.registry.errors import InvalidContainerError
+from lorareg.registry.errors import InvalidContainerError, NewerFormatError
 from lorareg.registry.types import EXTRAS_FOLDER, ExtraTensor, Layout, canonical_json
 
 SMALL_BYTES = 64 << 10
@@ -112,6 +112,7 @@ def unpack_extras(files: Mapping[str, bytes], layout: Layout, what: str) -> Extr
 
     Raises:
         InvalidContainerError: a file is missing, damaged, or not of this layout.
+        NewerFormatError: a later lorareg wrote one.
     """
     metadata: Mapping[str, str] = PLAIN_METADATA
     if METADATA_FILE in files:
@@ -166,6 +167,8 @@ def _body(files: Mapping[str, bytes], path: str, form: bytes, what: str) -> memo
     data = files.get(path)
     if data is None:
         raise InvalidContainerError(what=what, reason=f"{path}, which keeps what is no factor, is missing")
+    if data[:1] > _DIFFERENCE:
+        raise NewerFormatError(what=f"{path} of {what}", found=data[0], expected=_DIFFERENCE[0])
     if data[:1] != form:
         raise InvalidContainerError(what=what, reason=f"{path} has format {data[:1]!r}, not {form!r}")
     return memoryview(data)[1:]

@@ -185,10 +185,13 @@ def _open(data: bytes, what: str) -> tuple[dict[str, Any], bytes]:
         raise InvalidContainerError(what=what, reason="its seal does not match its bytes")
     try:
         header = json.loads(data[_START.size : _START.size + length])
-        if not isinstance(header["layout"], str) or header["arch"] not in DECODERS:
-            raise ValueError("unknown architecture")
+        if not isinstance(header["layout"], str) or not isinstance(header["arch"], str):
+            raise ValueError("layout and architecture are no texts")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidContainerError(what=what, reason=f"its header cannot be read ({error})") from error
+    if header["arch"] not in DECODERS:
+        found, expected = f"architecture {header['arch'][:40]!r}", ", ".join(sorted(DECODERS))
+        raise NewerFormatError(what=what, found=found, expected=expected)
     return header, data[_START.size + length : -_SEAL_BYTES]
 
 

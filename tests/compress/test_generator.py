@@ -125,7 +125,6 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a list for a header": lambda h: [h],
     "a number for a header": lambda h: 7,
     "no arch": lambda h: h.pop("arch") and None,
-    "unknown arch": lambda h: h.update(arch="transformer"),
     "arch a list": lambda h: h.update(arch=["slots"]),
     "layout a number": lambda h: h.update(layout=7),
     "huge latent": lambda h: h.update(latent_size=1 << 40),
@@ -189,7 +188,7 @@ def test_messages_name_what_was_found(slots_file: bytes, make: ModuleType) -> No
         (lambda h: h.update(slot_exponents=[40] * 8), "exponents -6 and 40 are too far apart"),
         (lambda h: h.update(mean_exponents=[77] * 8), r"exponent 77 is outside -60\.\.60"),
         (lambda h: h["config"].update(prior=7), "prior 7 is none that is known"),
-        (lambda h: h.update(arch="transformer"), "unknown architecture"),
+        (lambda h: h.update(arch=["slots"]), "layout and architecture are no texts"),
     ):
         with pytest.raises(InvalidContainerError, match=message):
             unpack_generator(edited(slots_file, make, change), layout)
@@ -199,6 +198,8 @@ def test_messages_name_what_was_found(slots_file: bytes, make: ModuleType) -> No
         unpack_generator(slots_file[:-1] + bytes([slots_file[-1] ^ 1]), layout)
     with pytest.raises(NewerFormatError, match="format 9; this lorareg reads up to 1"):
         unpack_generator(slots_file[:4] + b"\x09" + slots_file[5:], layout)
+    with pytest.raises(NewerFormatError, match="architecture 'transformer'; this lorareg reads up to conv1d, linear"):
+        unpack_generator(edited(slots_file, make, lambda h: h.update(arch="transformer")), layout)
 
 
 def test_another_layout_is_refused(slots_file: bytes, make: ModuleType) -> None:

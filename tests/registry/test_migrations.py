@@ -155,12 +155,21 @@ def test_a_backup_that_cannot_be_written_stops_the_migration(
     Registry.open(home, create=True).close()
     moved = request.getfixturevalue("later_schema")
     monkeypatch.setattr(sqlite_module, "BACKUPS_FOLDER", "blocked")
-    (home / "blocked").mkdir()
     monkeypatch.setattr(sqlite_module, "datetime", FixedTime)
-    (home / "blocked" / f"registry-{SCHEMA_REVISION}-then.sqlite").write_text("in the way")
-    with pytest.raises(RegistryError, match="file is not a database"):
+    (home / "blocked" / f"registry-{SCHEMA_REVISION}-then.sqlite.part").mkdir(parents=True)
+    with pytest.raises(RegistryError, match="unable to open database"):
         Registry.open(home, create=False)
     assert moved == []
+
+
+@pytest.mark.sqlite_alone
+def test_what_a_killed_backup_left_goes(home: Path, request: pytest.FixtureRequest) -> None:
+    Registry.open(home, create=True).close()
+    (home / "backups").mkdir()
+    (home / "backups" / "registry-0001-20260101T000000.000000Z.sqlite.part").write_bytes(b"")
+    request.getfixturevalue("later_schema")
+    backup = Registry.migrate(home).backup
+    assert list((home / "backups").iterdir()) == [backup]
 
 
 class FixedTime:
