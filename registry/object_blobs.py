@@ -106,8 +106,11 @@ class ObjectBlobs(BlobStore):
 
     def put_owner(self, owner: str) -> None:
         def create() -> None:
-            with suppress(self._api.exceptions.AlreadyExistsError):  # by another, or by a try whose answer was lost
+            try:
                 self._api.put(self._store, OWNER, f"{owner}\n".encode(), mode="create")
+            except self._api.exceptions.AlreadyExistsError as error:
+                if self.read_owner() is None:  # two came at once, and neither has it
+                    raise self._api.exceptions.GenericError("two claim it at once") from error
 
         self._asked(create)
 
@@ -147,7 +150,8 @@ class ObjectBlobs(BlobStore):
         mode = "create" if blob.size_bytes <= PART_BYTES else "overwrite"  # parts cannot be created on a condition
         try:
             self._api.put(self._store, name, blob.path, mode=mode, chunk_size=PART_BYTES)
-        except self._api.exceptions.AlreadyExistsError:  # by another, or by a try whose answer was lost
+        except self._api.exceptions.AlreadyExistsError:
+            # By another, or by a try whose answer was lost; or it is only that two came at once, and it is not there.
             if self._stored_digest(name) == blob.sha256:
                 return
             self._api.put(self._store, name, blob.path, chunk_size=PART_BYTES)
@@ -166,10 +170,13 @@ class ObjectBlobs(BlobStore):
 
         return self._asked(page)
 
-    def _stored_digest(self, name: str) -> str:
+    def _stored_digest(self, name: str) -> str | None:
         digest = hashlib.sha256()
-        for piece in self._api.get(self._store, name):
-            digest.update(piece)
+        try:
+            for piece in self._api.get(self._store, name):
+                digest.update(piece)
+        except FileNotFoundError:
+            return None
         return digest.hexdigest()
 
     def _get(self, digest: str) -> bytes:

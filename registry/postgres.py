@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
 
 CONNECT_TIMEOUT_S = 10
+KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+"""What a URL does not say. A server that is gone without a word is noticed within a minute, not in two hours."""
+
 WRITING_LOCK, MIGRATING_LOCK, WORKING_LOCK = 0x6C6F7261, 0x6C6F7262, 0x6C6F7263  # "lora", and the numbers after it
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 _REVISION = re.compile(r"[0-9]{4}")
@@ -97,7 +100,7 @@ class Postgres(Backend):
         self.url = "postgresql://" + url.partition("://")[2]
         self.errors = psycopg.Error
         try:
-            parts = conninfo_to_dict(self.url)
+            self._parts = parts = conninfo_to_dict(self.url)
             is_clear = not any("@" in str(parts.get(key, "")) for key in ("host", "port", "dbname"))
         except psycopg.Error:
             is_clear = False
@@ -148,6 +151,7 @@ class Postgres(Backend):
     def _connect(self, **options: Any) -> Any:
         import psycopg
 
+        options |= {name: value for name, value in KEEPALIVES.items() if name not in self._parts}
         return psycopg.connect(self.url, connect_timeout=CONNECT_TIMEOUT_S, **options)
 
     def problems(self, fetch: Fetch) -> Iterator[tuple[str, str]]:

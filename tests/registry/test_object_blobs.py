@@ -136,6 +136,14 @@ def test_what_passes_is_tried_again(store: ObjectBlobs, faults: Any, method: str
     assert faults.happened == [(method, fault)] * 2
 
 
+@pytest.mark.parametrize("fault", ["409", "412"])
+def test_a_conflict_that_leaves_nothing(store: ObjectBlobs, faults: Any, fault: str) -> None:
+    """S3 says so when two write at once, and asks to do it again."""
+    faults.waiting += [("PUT", fault)]
+    assert store.get(store.put_bytes(b"some bytes")) == b"some bytes"
+    assert faults.happened == [("PUT", fault)]
+
+
 def test_wrong_bytes_are_never_believed(store: ObjectBlobs, faults: Any) -> None:
     faults.waiting.append(("GET", "wrong bytes"))
     with pytest.raises(IntegrityError, match="as s3://bucket"):

@@ -207,7 +207,7 @@ def test_a_registry_from_before_there_were_marks(place: str, home: Path, make_ad
     assert errors(home) == []
 
 
-@pytest.mark.parametrize("fault", ["reset", "500", "503", "lost answer"])
+@pytest.mark.parametrize("fault", ["reset", "500", "503", "409", "412", "lost answer"])
 def test_a_claim_whose_answer_is_lost(url: str, faults: Any, tmp_path: Path, fault: str) -> None:
     store = store_at(url, tmp_path)
     store.owner = "a" * 32

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lorareg.registry.blobs import StoredBlob
 from lorareg.registry.errors import MissingExtraError, NewerSchemaError, RegistryError, RegistryRefusedError
 from lorareg.registry.migrate import move_schema
 from lorareg.registry.peft_format import read_folder
+from lorareg.registry.postgres import Postgres
 from lorareg.registry.reader import Reader
 from lorareg.registry.schema import Base, SettingRow
 from lorareg.registry.store import Registry
@@ -154,6 +156,20 @@ def test_a_server_that_goes_away(home: Path, empty_postgres: str, make_adapter: 
         with pytest.raises(RegistryRefusedError, match="Check that the server runs"):
             reader.adapters()
         assert len(registry.adapters()) == 1  # a pool finds out by itself
+
+
+def test_a_server_that_vanishes_is_noticed(home: Path, empty_postgres: str) -> None:
+    """Its machine, or the network, is gone: nobody closes the connection."""
+    backend = Postgres(home, f"{empty_postgres}&keepalives_idle=7")
+    with closing(backend.open()) as connection:
+        said = connection.info.get_parameters()
+    expected = {
+        "keepalives_idle": "7",
+        "keepalives_interval": "10",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "60000",
+    }
+    assert {name: said[name] for name in expected} == expected
 
 
 def test_who_lost_the_lock_deletes_nothing(

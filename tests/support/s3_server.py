@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-FAULTS = ("reset", "500", "503", "lost answer", "409", "stall", "wrong bytes", "short body")
+FAULTS = ("reset", "500", "503", "409", "412", "lost answer", "stall", "late answer", "wrong bytes", "short body")
+STALL_S = 3.0
 
 
 @dataclass
@@ -69,7 +71,11 @@ def proxy(host: str, port: int) -> Iterator[tuple[str, Faults]]:
                 self.connection.close()
                 self.close_connection = True
                 return
-            if fault in ("500", "503", "409"):
+            if fault == "stall":
+                time.sleep(STALL_S)
+                self.close_connection = True
+                return
+            if fault in ("500", "503", "409", "412"):
                 said = b"<Error><Code>InternalError</Code></Error>"
                 self.send_response(int(fault))
                 self.send_header("Content-Length", str(len(said)))
@@ -86,7 +92,9 @@ def proxy(host: str, port: int) -> Iterator[tuple[str, Faults]]:
                 return
             finally:
                 connection.close()
-            if fault == "lost answer":
+            if fault == "late answer":
+                time.sleep(STALL_S)
+            if fault in ("lost answer", "late answer"):
                 self.connection.close()
                 self.close_connection = True
                 return
