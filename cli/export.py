@@ -41,21 +41,27 @@ def export(
         NothingToDoError: there is nothing to export.
         IntegrityError: something stored is damaged; no file is left.
     """
-    from lorareg.registry.bundle import make_bundle, selected, write_bundle
+    from lorareg.registry.bundle import Bundle, make_bundle, selected, write_bundle
     from lorareg.registry.files import sync_file, sync_folder
     from lorareg.registry.home import resolve_home
+    from lorareg.registry.meanwhile import look_again
     from lorareg.registry.reader import Reader
 
     output = Output(as_json, quiet)
     if (out.exists() or out.is_symlink()) and not force:
         raise OutputExistsError(path=out)
     with Reader(resolve_home(home)) as reader, progress(output) as reporter:
-        bundle = make_bundle(reader, selected(reader, tasks or [], cohort or []), originals=originals)
-        reporter.start("export", len(bundle.blobs))
         fresh = out.with_name(f".{out.name}.{os.getpid()}.new")
+
+        def write() -> tuple[Bundle, int]:
+            with reader.snapshot() as frozen:
+                bundle = make_bundle(frozen, selected(frozen, tasks or [], cohort or []), originals=originals)
+            reporter.start("export", len(bundle.blobs))
+            with fresh.open("wb") as file:
+                return bundle, write_bundle(bundle, reader.blobs.get, file, reporter.advance)
+
         try:
-            with fresh.open("xb") as file:
-                size_bytes = write_bundle(bundle, reader.blobs.get, file, reporter.advance)
+            bundle, size_bytes = look_again(write)
             sync_file(fresh)
             fresh.replace(out)
             sync_folder(out.absolute().parent)

@@ -80,7 +80,7 @@ def _each(
                 found = [LintFinding("cannot-be-read", "error", str(source.error))]
             yield source.shown, found
         return
-    from lorareg.compress.materialize import restore_weights
+    from lorareg.compress.materialize import restore_present
     from lorareg.registry.home import resolve_home
     from lorareg.registry.reader import Reader
     from lorareg.registry.types import CONFIG_FILE, Layout
@@ -88,6 +88,6 @@ def _each(
     with Reader(resolve_home(home)) as reader:
         adapter = reader.adapter(given)
         layout = Layout.from_json(reader.cohort(adapter.cohort_id).layout)
-        weights = restore_weights(reader, adapter, reader.encoding(adapter.id))
+        weights = restore_present(reader, adapter)
         config = json.loads(reader.read_file(adapter, CONFIG_FILE))
         yield adapter.ref, lint_weights(config, layout, weights, profile)

@@ -27,6 +27,7 @@ from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
 from lorareg.registry.files import make_folder, sync_folder
 from lorareg.registry.lookup import Lookup
+from lorareg.registry.meanwhile import look_again
 from lorareg.registry.reader import Reader
 from lorareg.registry.single_file import file_name_of
 from lorareg.registry.types import (
@@ -92,17 +93,20 @@ def materialize(home: Path, ref: str, out: Path | None, *, force: bool = False, 
     """
     started = time.perf_counter()
     with Reader(home) as reader:
-        adapter = reader.adapter(ref)
-        target = out if out is not None else Path(adapter.name.rpartition("/")[2])
-        config = reader.read_file(adapter, CONFIG_FILE)
-        lone_name = file_name_of(json.loads(config))
-        expect_free(target, force, lone_name)
-        encoding = reader.encoding(adapter.id)
-        form = restore(reader, adapter, encoding, config, profile)
-        files = {lone_name: form.weights} if lone_name else {CONFIG_FILE: form.config, WEIGHTS_FILE: form.weights}
-        card = card_of(reader, adapter, encoding)
-        if card is not None:
-            files[CARD_FILE] = card
+
+        def look() -> tuple[Adapter, Path, Encoding | None, Restored, dict[str, bytes]]:
+            adapter = reader.adapter(ref)
+            target = out if out is not None else Path(adapter.name.rpartition("/")[2])
+            config = reader.read_file(adapter, CONFIG_FILE)
+            lone_name = file_name_of(json.loads(config))
+            expect_free(target, force, lone_name)
+            encoding = reader.encoding(adapter.id)
+            form = restore(reader, adapter, encoding, config, profile)
+            files = {lone_name: form.weights} if lone_name else {CONFIG_FILE: form.config, WEIGHTS_FILE: form.weights}
+            card = card_of(reader, adapter, encoding)
+            return adapter, target, encoding, form, files if card is None else {**files, CARD_FILE: card}
+
+        adapter, target, encoding, form, files = look_again(look)
     write_folder(target, files)
     return Materialized(
         adapter=adapter,
@@ -181,6 +185,15 @@ def restore_weights(lookup: Lookup, adapter: Adapter, encoding: Encoding | NewEn
     output = decode(lookup.blobs.get(encoding.sha256), layout, loaded, what, extras)
     expect_output(output, encoding, what)
     return output
+
+
+def restore_present(lookup: Lookup, adapter: Adapter) -> bytes:
+    """As `restore_weights`, from whatever the adapter has now, if it is encoded anew meanwhile.
+
+    Raises:
+        IntegrityError: stored bytes are damaged, or decode to other bytes than recorded.
+    """
+    return look_again(lambda: restore_weights(lookup, adapter, lookup.encoding(adapter.id)))
 
 
 def decode_parcel(parcel: Parcel, read: Callable[[str], bytes]) -> str:

@@ -44,6 +44,9 @@ class Rows(Protocol):
             RegistryError: the database refused.
         """
 
+    def freeze(self) -> None:
+        """From here on rows are those of one moment."""
+
     def close(self) -> None:
         """Close it."""
 

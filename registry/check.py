@@ -37,6 +37,7 @@ _BACKUP_REMEDY = "Restore the database from a backup."
 _FILE_REMEDY = "Restore it from a backup, or ingest the original again."
 _CODE_REMEDY = "Restore it from a backup; while the originals are kept, `lorareg compress` makes it anew."
 _OLD_REMEDY = "No adapter needs it; it takes space."
+_MISSING = "is missing from the blob store"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -45,7 +46,7 @@ def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
     """Yield every problem found, in the order of the walk; `read_data` also hashes every blob."""
     try:
         yield from _database_problems(lookup)
-        tables = {table: lookup.fetch(every_row(table)) for table in TABLES}
+        tables = _tables(lookup)
     except RegistryError as error:
         yield Finding("database", str(error.fields["reason"]), _BACKUP_REMEDY)
         return
@@ -56,7 +57,13 @@ def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
     yield from _adapter_problems(tables)
     references = _references(tables)
     yield from _retired_problems(lookup.blobs, tables, references)
-    yield from _blob_problems(lookup.blobs, references, read_data)
+    yield from _blob_problems(lookup, references, read_data)
+
+
+def _tables(lookup: Lookup) -> dict[str, Rows]:
+    """Every row, as they were at one moment: what came between would refer to rows that were not seen."""
+    with lookup.snapshot() as frozen:
+        return {table: frozen.fetch(every_row(table)) for table in TABLES}
 
 
 def _database_problems(lookup: Lookup) -> Iterator[Finding]:
@@ -184,17 +191,31 @@ def _references(tables: Mapping[str, Rows]) -> dict[str, _Blob]:
     return blobs
 
 
-def _blob_problems(store: BlobStore, blobs: Mapping[str, _Blob], read_data: bool) -> Iterator[Finding]:
+def _blob_problems(lookup: Lookup, blobs: Mapping[str, _Blob], read_data: bool) -> Iterator[Finding]:
+    store = lookup.blobs
+    problems = {digest: _blob_problem(store, digest, blob, read_data) for digest, blob in blobs.items()}
+    unnamed = [digest for digest in store if digest not in blobs]
+    if unnamed or _MISSING in problems.values():  # others may have let go of it, or come to name it, since
+        now = _referred_to_now(lookup)
+        blobs = {digest: blob for digest, blob in blobs.items() if problems[digest] != _MISSING or digest in now} | now
     for digest, blob in blobs.items():
-        problem = _blob_problem(store, digest, blob, read_data)
+        problem = problems.get(digest)
         if problem:
             severity: Severity = "error" if blob.is_needed else "information"
             yield Finding(f"blob {digest}", f"{blob.owner} {problem}", blob.remedy, severity)
-    for digest in store:
+    for digest in unnamed:
         if digest not in blobs:
             yield Finding(
                 f"blob {digest}", "nothing refers to it", "It does no harm; it takes space.", severity="information"
             )
+
+
+def _referred_to_now(lookup: Lookup) -> dict[str, _Blob]:
+    tables = _tables(lookup)
+    references = _references(tables)
+    for _ in _retired_problems(lookup.blobs, tables, references):
+        pass  # told before
+    return references
 
 
 def _blob_problem(store: BlobStore, digest: str, blob: _Blob, read_data: bool) -> str | None:
@@ -205,7 +226,7 @@ def _blob_problem(store: BlobStore, digest: str, blob: _Blob, read_data: bool) -
         if read_data:
             store.verify(digest)
     except MissingBlobError:
-        return "is missing from the blob store"
+        return _MISSING
     except IntegrityError as error:
         return f"hashes to {error.fields['found']}"
     return None

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lorareg.registry.backend import Backend
+from lorareg.registry.backend import Backend, Rows
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.damage import Damage
 from lorareg.registry.errors import (
@@ -106,6 +107,20 @@ class Lookup(ABC):
         if remembered is None:
             self.backend.expect_folder(self.fetch)
         return open_blobs(self.home, remembered, None if remembered is None else self.setting(IDENTITY))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Lookup]:
+        """The rows of one moment, whatever is written meanwhile; blobs are those there are.
+
+        Raises:
+            RegistryError: the database cannot be read.
+        """
+        rows = self.backend.connect()
+        try:
+            rows.freeze()
+            yield _Snapshot(self, rows)
+        finally:
+            rows.close()
 
     @abstractmethod
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
@@ -401,6 +416,20 @@ def _listed(row: Mapping[str, Any]) -> Listed:
     adapter, encoding = ({column: row[label] for column, label in columns} for columns in _PARTS.values())
     known = None if encoding["id"] is None else record_from_row(Encoding, "encoding", encoding)
     return Listed(record_from_row(Adapter, "adapter", adapter), known)
+
+
+class _Snapshot(Lookup):
+    """What another lookup reads, at one moment."""
+
+    def __init__(self, lookup: Lookup, rows: Rows) -> None:
+        self.home, self.backend, self._lookup, self._rows = lookup.home, lookup.backend, lookup, rows
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        return self._lookup.blobs
+
+    def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
+        return self._rows.fetch(sql, parameters)
 
 
 def _given(**parameters: object) -> dict[str, object]:

@@ -70,6 +70,13 @@ class PostgresRows:
         except self._backend.errors as error:
             raise self._backend.error(error) from error
 
+    def freeze(self) -> None:
+        try:
+            self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            self._connection.execute("SELECT 1")  # a transaction begins with its first look
+        except self._backend.errors as error:
+            raise self._backend.error(error) from error
+
     def close(self) -> None:
         self._connection.close()
 

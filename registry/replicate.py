@@ -22,6 +22,7 @@ from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.folder_blobs import FolderBlobs
 from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, IDENTITY, POSTGRES_FILE, STORE
 from lorareg.registry.ingest import now
+from lorareg.registry.meanwhile import look_again
 from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow, SettingRow
 from lorareg.registry.types import WEIGHTS_FILE
 from lorareg.registry.urls import may_have_secrets, without_secrets
@@ -105,6 +106,12 @@ def replicate(registry: Registry, location: str, originals: bool, advance: Calla
     resolved = location if "://" in location else str(Path(location).resolve())
     if is_inside(registry, resolved):
         raise ReplicaError(location=location, reason="it is inside the registry", remedy="Choose another disk.")
+    return look_again(lambda: _replicate(registry, location, resolved, originals, advance))
+
+
+def _replicate(
+    registry: Registry, location: str, resolved: str, originals: bool, advance: Callable[[int], object]
+) -> Replicated:
     target, copied, copied_bytes, present = open_location(resolved), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder, _reaching(location):
         _claim(target, location, registry.identity())

@@ -48,6 +48,15 @@ class SqliteRows:
         except sqlite3.Error as error:
             raise database_error(self.home, error) from error
 
+    def freeze(self) -> None:
+        try:
+            if self._shared is None:
+                self._shared = _connect_alone(self.home)
+            self._shared.execute("BEGIN")
+            self._shared.execute("SELECT count(*) FROM sqlite_master").fetchall()  # it begins with its first look
+        except sqlite3.Error as error:
+            raise database_error(self.home, error) from error
+
     def close(self) -> None:
         if self._shared is not None:
             self._shared.close()

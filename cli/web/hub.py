@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -48,8 +49,9 @@ from lorareg.cli.web.offers import (
 from lorareg.cli.web.readers import Readers
 from lorareg.cli.web.replies import bad_request, no_entry, no_repository, no_revision
 from lorareg.compress.materialize import restore_weights
-from lorareg.registry.errors import InvalidNameError, UnknownAdapterError
+from lorareg.registry.errors import InvalidNameError, MissingBlobError, OriginalGoneError, UnknownAdapterError
 from lorareg.registry.lookup import Lookup
+from lorareg.registry.meanwhile import LOOKS, look_again
 from lorareg.registry.types import Adapter
 
 PAGE = 1000
@@ -145,6 +147,14 @@ class Hub:
 
     async def resolve(self, request: Request) -> Response:
         """A file: HEAD from rows alone, GET decoded once and then from disk."""
+        for _ in range(LOOKS - 1):
+            with suppress(
+                MissingBlobError, OriginalGoneError
+            ):  # encoded anew since its rows were read: as `look_again`
+                return await self._resolved(request)
+        return await self._resolved(request)
+
+    async def _resolved(self, request: Request) -> Response:
         offer = await self.offer(request)
         path = request.path_params["path"]
         file = offer.files.get(path)
@@ -186,7 +196,7 @@ class Hub:
     async def _ask(self, question: Callable[[Lookup], Result]) -> Result:
         def asked() -> Result:
             with self.readers.borrow() as reader:
-                return question(reader)
+                return look_again(lambda: question(reader))
 
         return await run_in_threadpool(asked)
 

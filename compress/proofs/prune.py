@@ -50,7 +50,8 @@ def prune(registry: Registry, reporter: Reporter) -> tuple[list[RetiredBlob], li
 
 def plan_of(registry: Registry) -> Plan:
     """What could go now."""
-    return plan(registry.fetch)
+    with registry.snapshot() as frozen:
+        return plan(frozen.fetch)
 
 
 def _problems(blob: Removable, verdicts: Mapping[int, Mapping[str, Any]], copies: Mapping[int, str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from lorareg.compress.factors.fidelity import ModuleFidelity, measure, measure_modules, summarise
 from lorareg.compress.factors.weights import Factors, read_weights
-from lorareg.compress.materialize import restore_weights
+from lorareg.compress.materialize import restore_present, restore_weights
 from lorareg.compress.proofs.certificate import carry, error_shares, estimate, make_proof, project
 from lorareg.registry.certificate import Proof, Subject, compose, is_stale, projection_seed
 from lorareg.registry.errors import LoraregError, NoCertificateError
@@ -72,12 +72,12 @@ class Verdict:
 def check_encodings(lookup: Lookup) -> Iterator[Finding]:
     """Decode the current encoding of every adapter; yields one finding for each that fails."""
     for cohort in lookup.cohorts():
-        encodings = {encoding.adapter_id: encoding for encoding in lookup.encodings(cohort.id)}
+        coded = {encoding.adapter_id for encoding in lookup.encodings(cohort.id)}
         for adapter in lookup.adapters(cohort_id=cohort.id, include_removed=True):
-            if adapter.id not in encodings:
+            if adapter.id not in coded:
                 continue
             try:
-                restore_weights(lookup, adapter, encodings[adapter.id])
+                restore_present(lookup, adapter)
             except LoraregError as error:
                 yield Finding(
                     what=f"adapter {adapter.ref}",
@@ -95,6 +95,14 @@ def verify(lookup: Lookup, adapter: Adapter, judge: Judge | None = None, levels:
         judge: measures `levels` "kl" and "gain" where they are asked for.
         levels: beside "weight".
     """
+    verdict = _verify(lookup, adapter, judge, levels)
+    now = lookup.encoding(adapter.id)
+    if verdict.problems and verdict.encoding_id != (now and now.id):  # it was encoded anew meanwhile
+        return verify(lookup, adapter, judge, levels)
+    return verdict
+
+
+def _verify(lookup: Lookup, adapter: Adapter, judge: Judge | None, levels: Sequence[str]) -> Verdict:
     encoding = lookup.encoding(adapter.id)
     if encoding is None:
         return _verify_original(lookup, adapter)

@@ -24,6 +24,7 @@ from lorareg.registry.errors import IntegrityError
 from lorareg.registry.files import make_folder, sync_folder
 from lorareg.registry.home import SERVING_FOLDER
 from lorareg.registry.lookup import Lookup
+from lorareg.registry.meanwhile import look_again
 from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Adapter, canonical_json, sha256_hex
 
 STALE_AFTER_S = 24 * 3600
@@ -53,7 +54,7 @@ def serve(lookup: Lookup, adapter: Adapter, profile: str, into: Path) -> Served:
         IntegrityError: stored bytes are damaged, or the folder holds something else than its name says.
     """
     config = lookup.read_file(adapter, CONFIG_FILE)
-    form = restore(lookup, adapter, lookup.encoding(adapter.id), config, profile)
+    form = look_again(lambda: restore(lookup, adapter, lookup.encoding(adapter.id), config, profile))
     assert form.adapted is not None, "profiles of engines adapt"
     files = {CONFIG_FILE: form.config, WEIGHTS_FILE: form.weights}
     digest = sha256_hex(canonical_json({name: sha256_hex(data) for name, data in files.items()}).encode())

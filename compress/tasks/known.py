@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lorareg.compress.factors.weights import Factors, read_weights
-from lorareg.compress.materialize import restore_weights
+from lorareg.compress.materialize import restore_present
 from lorareg.compress.progress import Reporter
 from lorareg.compress.tasks.novel import Condition
 from lorareg.compress.tasks.task_vectors import SentenceEncoder, TaskEncoder, TextEncoder
@@ -103,7 +103,7 @@ def decode_all(lookup: Lookup, adapters: Sequence[Adapter], reporter: Reporter) 
     reporter.start("reading adapters", len(adapters))
     for adapter in adapters:
         layout = Layout.from_json(lookup.cohort(adapter.cohort_id).layout)
-        decoded.append(read_weights(restore_weights(lookup, adapter, lookup.encoding(adapter.id)), layout))
+        decoded.append(read_weights(restore_present(lookup, adapter), layout))
         reporter.advance(1)
     reporter.finish()
     return decoded
