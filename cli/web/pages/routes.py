@@ -89,10 +89,8 @@ class _Pages:
         return render_page(request, "tasks.html", values)
 
     def _search(self, request: Request, lookup: Lookup, visible: Callable[[str], bool], query: str) -> Response:
-        listed = lookup.newest([name for name in lookup.names() if visible(name)])
-        found = self._finder.find(lookup, query, [one.adapter for one in listed], MAX_HITS)
-        by_id = {one.adapter.id: one for one in listed}
-        lines = [task_line(by_id[hit.adapter.id]) for hit in found.hits]
+        found = self._finder.find(lookup, query, visible, MAX_HITS)
+        lines = [task_line(listed) for listed in found.hits]
         return render_page(request, "search.html", {"query": query, "lines": lines, "note": found.note})
 
     def task(self, request: Request) -> Response:
