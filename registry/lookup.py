@@ -125,10 +125,11 @@ class Lookup(ABC):
         Raises:
             RegistryError: the database cannot be read.
         """
+        blobs = self.blobs  # looked up first: on a full disk, who looks at one moment locks all others out
         rows = self.backend.connect()
         try:
             rows.freeze()
-            yield _Snapshot(self, rows)
+            yield _Snapshot(self, rows, blobs)
         finally:
             rows.close()
 
@@ -454,12 +455,12 @@ def _listed(row: Mapping[str, Any]) -> Listed:
 class _Snapshot(Lookup):
     """What another lookup reads, at one moment."""
 
-    def __init__(self, lookup: Lookup, rows: Rows) -> None:
-        self.home, self.backend, self._lookup, self._rows = lookup.home, lookup.backend, lookup, rows
+    def __init__(self, lookup: Lookup, rows: Rows, blobs: BlobStore) -> None:
+        self.home, self.backend, self._rows, self._blobs = lookup.home, lookup.backend, rows, blobs
 
     @cached_property
     def blobs(self) -> BlobStore:
-        return self._lookup.blobs
+        return self._blobs
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         return self._rows.fetch(sql, parameters)

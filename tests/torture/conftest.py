@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+
+PROPERTY = "torture"
+"""Of a test's reports: its outcome, as JSON values."""
 
 
 @dataclass
@@ -49,16 +52,6 @@ class Torture:
         self.outcome.runs, self.outcome.held = runs, True
 
 
-@dataclass
-class Results:
-    """What became of every promise of this session."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-
-
-RESULTS = pytest.StashKey[Results]()
-
-
 @pytest.fixture
 def torture(request: pytest.FixtureRequest) -> Iterator[Torture]:
     """How often to do it, and where to say what held; a test that uses it has to say something."""
@@ -69,13 +62,30 @@ def torture(request: pytest.FixtureRequest) -> Iterator[Torture]:
     )
     yield own
     assert own.outcome is not None, "a test of the torture suite names the promise it holds lorareg to"
-    request.config.stash.setdefault(RESULTS, Results()).outcomes.append(own.outcome)
+    request.node.user_properties.append((PROPERTY, asdict(own.outcome)))
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+class Results:
+    """What became of every promise of this session, told by reports: tests may have run in other processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outcomes: list[dict[str, object]] = []
+        self.skipped: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped:
+            self.skipped.add(report.nodeid)
+        if report.when == "teardown" and report.nodeid not in self.skipped:
+            self.outcomes += [dict(value) for name, value in report.user_properties if name == PROPERTY]
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.outcomes, indent=1) + "\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """With `--torture-report`, write down what held."""
-    path: Path | None = session.config.getoption("--torture-report")
-    results = session.config.stash.get(RESULTS, Results())
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([asdict(outcome) for outcome in results.outcomes], indent=1) + "\n")
+    path: Path | None = config.getoption("--torture-report")
+    if path is not None and not hasattr(config, "workerinput"):  # not in a process of pytest-xdist's
+        config.pluginmanager.register(Results(path), "torture-results")
