@@ -1,8 +1,9 @@
 """What may be on a disk after the power went: a trace of `faults.c`, replayed with what was not flushed taken away.
 
 The disk promises what POSIX does and no more. A file's bytes last once the file was flushed; a name lasts once the
-folder it is in was. Of what was not flushed any part may be there: no write, some, half of one, in any order; a name
-without its file's bytes, and a file without its name.
+folder it is in was. Bytes that a flush failed to make last are lost, unless they are written again, whatever a later
+one says. Of what was not flushed any part may be there: no write, some, half of one, in any order; a name without its
+file's bytes, and a file without its name.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class File:
 
     base: bytes = b""
     changes: list[tuple[int, Event]] = field(default_factory=list)
-    flushed: list[int] = field(default_factory=list)
+    flushes: list[tuple[int, bool]] = field(default_factory=list)  # and whether it came about
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,14 @@ class Trace:
             file = now[path]
             assert file is not None
             file.changes.append((index, event))
-        elif kind == "s":
+        elif kind in "sS":
             file = now[path]
             assert file is not None
-            file.flushed.append(index)
+            file.flushes.append((index, kind == "s"))
         elif kind == "d":
             self.folders_flushed[path].append(index)
+        elif kind == "D":
+            pass  # a journal keeps names for the next flush, or takes no more of anything
         elif kind in "cm":
             now[path] = File() if kind == "c" else None
             self.namings.append(Naming(index, kind, path, "", now[path]))
@@ -137,11 +140,12 @@ class Trace:
 
     def _content(self, file: File, until: int, keeps: Keeps) -> bytes:
         content = bytearray(file.base)
-        flushed = max((at for at in file.flushed if at < until), default=-1)
+        flushes = [(at, lasts) for at, lasts in file.flushes if at < until]
         for index, event in file.changes:
             if index >= until:
                 break
-            for offset, data in [(event.offset, event.data)] if index < flushed else keeps.parts(event):
+            lasts = next((lasts for at, lasts in flushes if at > index), False)
+            for offset, data in [(event.offset, event.data)] if lasts else keeps.parts(event):
                 if event.kind == "t":
                     del content[offset:]
                     content.extend(bytes(offset - len(content)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import faults
-from faults import WRITE, Doing, Faults, command
+from faults import SYNC, WRITE, Doing, Faults, command
 
 from lorareg.registry.backend import backend_of
 from lorareg.registry.migrate import move_schema
@@ -33,6 +33,7 @@ class Scene:
     after: dict[str, Any]
     steps: int
     writes: int  # of the steps
+    syncs: int
     seconds: float
 
     def expect_either(self, found: dict[str, Any]) -> None:
@@ -70,8 +71,10 @@ class Stage:
             ended = doing.run(self.faults, rehearsal)
             assert ended.exit == 0, ended.err
             after = self.held(rehearsal)
-            writes = doing.run(self.faults, self.copy(area, "rehearsal"), kinds=WRITE).steps
-            self.scenes[name] = Scene(doing, area, before, after, ended.steps, writes, ended.elapsed_s)
+            writes, syncs = (
+                doing.run(self.faults, self.copy(area, "rehearsal"), kinds=kinds).steps for kinds in (WRITE, SYNC)
+            )
+            self.scenes[name] = Scene(doing, area, before, after, ended.steps, writes, syncs, ended.elapsed_s)
         return self.scenes[name]
 
     def copy(self, area: Path, name: str) -> Path:
