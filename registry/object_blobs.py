@@ -155,6 +155,13 @@ class ObjectBlobs(BlobStore):
             if self._stored_digest(name) == blob.sha256:
                 return
             self._api.put(self._store, name, blob.path, chunk_size=PART_BYTES)
+        except FileNotFoundError as error:
+            if "NoSuchUpload" not in str(error):
+                raise
+            # Its parts were put together by a try whose answer was lost, or are gone.
+            if self._stored_digest(name) != blob.sha256:
+                raise self._api.exceptions.GenericError(_first_line(error)) from error
+            return
         found = self._stored_digest(name)
         if found != blob.sha256:
             remedy = "Nothing was recorded. Run the same command again; if it stays so, the store cannot be trusted."

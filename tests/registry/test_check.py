@@ -58,6 +58,7 @@ def problems(registry: Registry, read_data: bool = False) -> list[str]:
     return [f"{found.what}: {found.problem}" for found in registry.check(read_data) if found.severity == "error"]
 
 
+@pytest.mark.folder_alone
 @pytest.mark.parametrize("table", ["cohort", "adapter", "adapter_file", "tag", "task_vector", "generator", "encoding"])
 def test_an_unsigned_change_to_any_table_is_found(filled: Registry, rewrite: Callable[..., None], table: str) -> None:
     column = "size_bytes" if table == "adapter_file" else "created_at"
@@ -65,6 +66,7 @@ def test_an_unsigned_change_to_any_table_is_found(filled: Registry, rewrite: Cal
     assert any(f"of table '{table}'" in problem and "hash to" in problem for problem in problems(filled))
 
 
+@pytest.mark.folder_alone
 @pytest.mark.parametrize(
     ("table", "column", "value", "where", "problem"),
     [

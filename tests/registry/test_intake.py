@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import blob_damage
 import pytest
 
 from lorareg.registry import intake
@@ -40,6 +41,7 @@ def test_who_is_told_of_an_adapter_finds_it_and_its_batch(registry: Registry, re
     assert not list(registry.blobs.tmp.iterdir())
 
 
+@pytest.mark.folder_alone
 def test_blobs_and_their_folders_are_flushed_before_the_rows(
     registry: Registry, requests: list[IngestRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +122,7 @@ def test_what_a_sweep_unlinked_meanwhile_is_stored_again_for_one_and_all(
     def swept(session: Any, blobs: Any, sizes: Any) -> None:
         if not once:
             once.append(1)
-            blobs.path(min(sizes)).unlink()
+            blob_damage.lose(blobs, min(sizes))
         claim(session, blobs, sizes)
 
     monkeypatch.setattr(intake, "claim_blobs", swept)

@@ -65,6 +65,15 @@ def test_large_blobs_go_in_parts(store: ObjectBlobs, faults: Any, monkeypatch: p
     assert store.get(sha256_hex(data[:-1])) == data[:-1]
 
 
+def test_parts_that_were_put_together_unheard(store: ObjectBlobs, faults: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer to that is lost; what cleans up after it finds no parts."""
+    monkeypatch.setattr(object_blobs, "PART_BYTES", 5 << 20)
+    data = bytes((5 << 20) + 1)
+    faults.waiting += [("POST", ""), *[("POST", "lost answer")] * 7]
+    assert store.get(store.put_bytes(data)) == data
+    assert faults.waiting == []
+
+
 def test_what_is_not_there(store: ObjectBlobs, tmp_path: Path) -> None:
     assert ABSENT not in store
     assert list(store) == []
