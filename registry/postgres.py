@@ -10,6 +10,7 @@ know; the folder has it in a file.
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from lorareg.registry.errors import (
 )
 from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.folder_blobs import FolderBlobs
+from lorareg.registry.forks import at_fork
 from lorareg.registry.home import (
     BLOBS_FOLDER,
     BUSY_TIMEOUT_S,
@@ -58,11 +60,16 @@ class PostgresRows:
 
     def __init__(self, backend: Postgres) -> None:
         self._backend = backend
-        self._connection = backend.open("SET default_transaction_read_only = on")
+        self._open()
+
+    def _open(self) -> None:
+        self._connection, self._process = self._backend.open("SET default_transaction_read_only = on"), os.getpid()
 
     def fetch(self, sql: str, parameters: Mapping[str, object]) -> Sequence[Mapping[str, Any]]:
         from psycopg.rows import dict_row
 
+        if self._process != os.getpid():
+            self._open()
         psycopg_sql = _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
         try:
             with self._connection.cursor(row_factory=dict_row) as cursor:
@@ -159,7 +166,9 @@ class Postgres(Backend):
         import psycopg
 
         options |= {name: value for name, value in KEEPALIVES.items() if name not in self._parts}
-        return psycopg.connect(self.url, connect_timeout=CONNECT_TIMEOUT_S, **options)
+        connection = psycopg.connect(self.url, connect_timeout=CONNECT_TIMEOUT_S, **options)
+        at_fork(connection, lambda _: None, _cut_off)
+        return connection
 
     def problems(self, fetch: Fetch) -> Iterator[tuple[str, str]]:
         """None: it holds its pages to checksums itself, where it is set up so."""
@@ -189,6 +198,7 @@ class Postgres(Backend):
         from sqlalchemy import create_engine, event
 
         engine = create_engine("postgresql+psycopg://", creator=self._connect, pool_pre_ping=True)
+        at_fork(engine, lambda _: None, lambda engine: engine.dispose(close=False))
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
@@ -279,3 +289,11 @@ class Postgres(Backend):
 
     def expect_references(self, connection: Connection) -> None:
         """PostgreSQL has held every row to them all along."""
+
+
+def _cut_off(connection: Any) -> None:
+    """In a forked process: what it inherited leads nowhere, so that nothing it says is taken for its parent's."""
+    if not connection.closed:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, connection.pgconn.socket)
+        os.close(nowhere)

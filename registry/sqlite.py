@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
 from lorareg.registry.errors import BusyError, LockedError, LoraregError, RegistryError
 from lorareg.registry.files import make_folder, sync_file, sync_folder
+from lorareg.registry.forks import OwnConnection, at_fork, busy
 from lorareg.registry.home import (
     BACKUPS_FOLDER,
     BUSY_TIMEOUT_S,
@@ -87,8 +88,9 @@ class Sqlite(Backend):
 
         engine = create_engine(
             URL.create("sqlite", database=str(self.path)),
-            connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None},
+            connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None, "factory": OwnConnection},
         )
+        at_fork(engine, _close_idle, lambda _: None)
 
         @event.listens_for(engine, "connect")
         def set_pragmas(connection: Any, record: object) -> None:
@@ -191,3 +193,11 @@ class Sqlite(Backend):
         except sqlite3.Error as error:
             raise self.error(error) from error
         return self.path
+
+
+def _close_idle(engine: Engine) -> None:
+    """Before a fork; a pool that is disposed of forgets what is in use."""
+    if engine.pool.checkedout():  # type: ignore[attr-defined]
+        busy()
+    else:
+        engine.dispose()

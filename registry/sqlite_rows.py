@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from urllib.parse import quote
 
 from lorareg.registry.backend import KEPT_BUSY, TRY_AGAIN
 from lorareg.registry.errors import LockedError, RegistryError, RegistryRefusedError
+from lorareg.registry.forks import FORKED, FORKED_REMEDY, OwnConnection, at_fork, busy
 from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_FILE
 
 _NO_ROOM = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN}
@@ -33,17 +35,36 @@ class SqliteRows:
         Raises:
             RegistryError: it cannot be opened.
         """
-        self.home = home
+        self.home, self._is_frozen, self._is_let_go = home, False, False
+        self._in_use = threading.Lock()
+        self._shared = self._opened()
+        at_fork(self, SqliteRows._let_go, SqliteRows._begin_anew)
+
+    def _opened(self) -> sqlite3.Connection | None:
         try:
-            self._shared: sqlite3.Connection | None = _connect_shared(home)
+            return _connect_shared(self.home)
         except sqlite3.Error as error:
             if not _is_room_missing(error):
-                raise database_error(home, error) from error
-            self._shared = None
+                raise database_error(self.home, error) from error
+            return None
+
+    def _let_go(self) -> None:
+        """Close what nobody uses at this moment, before the process forks."""
+        if self._is_frozen or not self._in_use.acquire(blocking=False):
+            busy()
+            return
+        if self._shared is not None:
+            self._shared.close()
+            self._is_let_go = True
+        self._in_use.release()
+
+    def _begin_anew(self) -> None:
+        """In the child: whoever used it is no thread of this process."""
+        self._in_use = threading.Lock()
 
     def fetch(self, sql: str, parameters: Mapping[str, object]) -> Sequence[Mapping[str, Any]]:
         try:
-            with self._connection() as connection:
+            with self._in_use, self._connection() as connection:
                 return [dict(row) for row in connection.execute(sql, parameters).fetchall()]
         except sqlite3.Error as error:
             raise database_error(self.home, error) from error
@@ -52,17 +73,22 @@ class SqliteRows:
         try:
             if self._shared is None:
                 self._shared = _connect_alone(self.home)
-            self._shared.execute("BEGIN")
-            self._shared.execute("SELECT count(*) FROM sqlite_master").fetchall()  # it begins with its first look
+            self._is_frozen = True
+            with self._in_use, self._connection() as connection:
+                connection.execute("BEGIN")
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # it begins with its first look
         except sqlite3.Error as error:
             raise database_error(self.home, error) from error
 
     def close(self) -> None:
+        self._is_frozen = False
         if self._shared is not None:
             self._shared.close()
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
+        if self._is_let_go:
+            self._shared, self._is_let_go = self._opened(), False
         if self._shared is not None:
             yield self._shared
         else:
@@ -80,14 +106,14 @@ def _connect_shared(home: Path) -> sqlite3.Connection:
                 _read_something(writer)
     elif not path.with_name(f"{DATABASE_FILE}-wal").exists():
         uri += "&immutable=1"
-    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False, factory=OwnConnection)
     return _read_something(connection)
 
 
 def _connect_alone(home: Path) -> sqlite3.Connection:
     """A connection that shares nothing, and locks others out until it is closed."""
     uri = f"{_uri((home / DATABASE_FILE).absolute())}?mode=rw"
-    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False, factory=OwnConnection)
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("PRAGMA query_only = ON")
     return _read_something(connection)
@@ -121,6 +147,8 @@ def _is_room_missing(error: sqlite3.Error) -> bool:
 def database_error(home: Path, error: BaseException) -> RegistryError:
     """Say what SQLite said, and what to do about it."""
     reason, kind = str(error), RegistryError
+    if reason == FORKED:
+        return RegistryError(home=home, reason=reason, remedy=FORKED_REMEDY)
     if "locked" in reason or "busy" in reason:
         return LockedError(home=home, reason=KEPT_BUSY, remedy=TRY_AGAIN)
     elif "disk I/O" in reason:

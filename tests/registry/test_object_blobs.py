@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import time
-import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import in_a_fork
 
 pytest.importorskip("obstore", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto, a server of the S3 protocol, is not installed")
@@ -210,29 +207,6 @@ def test_processes_that_are_forked(store: ObjectBlobs, url: str, tmp_path: Path)
 
     in_a_fork(child)
     assert len(list(store)) == 3
-
-
-def in_a_fork(act: Any) -> None:
-    process = os.fork()
-    if process == 0:
-        status = 1
-        try:
-            act()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if found:
-            assert status == 0
-            return
-        time.sleep(0.02)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    pytest.fail("it hangs")
 
 
 def test_a_fork_that_cannot_load_its_library(store: ObjectBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
