@@ -134,6 +134,7 @@ def report(
         if "reason" in adapter.fidelity
     ]
     written = [f"Page written to {html}"] if html else []
-    tables = (_adapter_table(built), _cohort_table(built), _parts_table(built), _totals_table(built))
-    headline = _headline(built)
-    Output(as_json, quiet).show(built.to_dict(), *tables, headline, *kept, *meaning, *written, brief=[headline])
+    shown = () if as_json or quiet else (_adapter_table, _cohort_table, _parts_table, _totals_table)
+    tables, headline = [draw(built) for draw in shown], _headline(built)
+    data = built.to_dict() if as_json else {}  # of a hundred thousand adapters, neither is for nothing
+    Output(as_json, quiet).show(data, *tables, headline, *kept, *meaning, *written, brief=[headline])

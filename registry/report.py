@@ -151,10 +151,11 @@ def build_report(connection: Connection, lookup: Lookup, only: Names = None) -> 
     blob_bytes = queries.cohort_blob_bytes(connection, only)
     generator_rows = queries.generator_row_bytes(connection, only)
     users = Counter(row["generator_id"] for row in rows)
+    del rows  # each cohort's go when it is added up
     cohorts: list[CohortReport] = []
     adapters: list[AdapterReport] = []
     for cohort in queries.cohort_rows(connection):
-        members = by_cohort.get(cohort["id"], [])
+        members = by_cohort.pop(cohort["id"], [])
         if not members:
             continue
         uses = blob_bytes[cohort["id"]]
@@ -307,8 +308,7 @@ def _totals(connection: Connection, lookup: Lookup, cohorts: Sequence[CohortRepo
         "orphans": 0,
     }
     if only is None:
-        referenced = queries.referenced_digests(connection)
-        beside["orphans"] = sum(blob.size_bytes for blob in lookup.blobs.listed() if blob.sha256 not in referenced)
+        beside["orphans"] = queries.orphan_bytes(connection, lookup.blobs.listed())
         stored["database_overhead"] = max(
             0, queries.database_bytes(connection, lookup.backend) - vectors - certificates - rows
         )

@@ -9,7 +9,7 @@ With `only`, a set of names, nothing is asked of any other adapter's rows, nor o
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -36,6 +36,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
 from lorareg.registry.backend import Backend
+from lorareg.registry.blobs import StoredBlob
 from lorareg.registry.schema import (
     AdapterFileRow,
     AdapterRow,
@@ -50,6 +51,8 @@ from lorareg.registry.schema import (
 from lorareg.registry.types import CARD_FILE, CONFIG_FILE, EXTRAS_FOLDER, WEIGHTS_FILE
 
 INTEGER_BYTES = 8
+ROWS_AT_ONCE = 5000
+LAST = "z"  # after every digest
 
 
 class ByteLength(GenericFunction[int]):
@@ -223,7 +226,26 @@ def cohort_blob_bytes(connection: Connection, only: Names = None) -> dict[int, d
 
 def referenced_digests(connection: Connection) -> set[str]:
     """The digests of every blob that any row names."""
-    return set(connection.execute(select(_references(None).c.sha256).distinct()).scalars())
+    return set(_named(connection))
+
+
+def orphan_bytes(connection: Connection, listed: Iterable[StoredBlob]) -> int:
+    """Bytes of those of the store's blobs that no row names; both come by digest, so none are held."""
+    total, name = 0, ""
+    named = _named(connection)
+    for blob in listed:
+        while name < blob.sha256:
+            name = next(named, LAST)
+        if name != blob.sha256:
+            total += blob.size_bytes
+    return total
+
+
+def _named(connection: Connection) -> Iterator[str]:
+    """The digest of every blob that any row names, in order."""
+    digest = _references(None).c.sha256
+    query = select(digest).distinct().order_by(digest)
+    yield from map(str, connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).scalars())
 
 
 def cohort_rows(connection: Connection) -> Sequence[RowMapping]:
