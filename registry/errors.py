@@ -19,7 +19,10 @@ class LoraregError(Exception):
 
     def __init__(self, **fields: object) -> None:
         self.fields = fields
-        template = inspect.cleandoc(type(self).__doc__ or "{message}")
+        if type(self).__doc__ is None:  # `python -OO` takes docstrings away: what was found is still said
+            template = f"{type(self).__name__}: " + ", ".join(f"{name} {{{name}}}" for name in fields)
+        else:
+            template = inspect.cleandoc(str(type(self).__doc__))
         super().__init__(" ".join(template.format(**fields).split()))
 
 
