@@ -8,6 +8,8 @@ VENV ?= .venv
 PYTHON ?= python3
 TORCH ?=
 BIN := $(VENV)/bin
+# A test process a core, each with files of its own: what a file's tests share is made once.
+PROCESSES := -n logical --maxprocesses 4 --dist loadfile
 
 ifeq ($(TORCH),)
 INSTALLER := $(BIN)/python
@@ -26,11 +28,11 @@ help: ## list the targets
 quickstart: $(VENV)/.with-train ## ingest, compress, materialize and report on the sample adapters
 	$(BIN)/lorareg quickstart
 
-test: $(VENV)/.with-test ## run the tests (ARGS="-k name" for some of them)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.with-test ## run the tests (ARGS="-k name" for some of them, ARGS="-n 0" in one process)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) $(ARGS)
 
 torture: $(VENV)/.with-test ## the long form of tests/torture, and its figures into docs/reliability.md
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/torture --torture long --torture-report build/torture.json $(ARGS); \
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) tests/torture --torture long --torture-report build/torture.json $(ARGS); \
 	status=$$?; $(BIN)/python tests/torture/write_results.py build/torture.json docs/reliability.md; exit $$status
 
 lint: $(VENV)/.with-dev ## ruff: rules and format
