@@ -73,7 +73,7 @@ def test_both_readers_answer_alike(shelf: Registry) -> None:
         assert reader.task_bytes() == shelf.task_bytes()
         assert reader.labels("b") == shelf.labels("b")
         assert reader.generators() == shelf.generators() == []
-        assert reader.task_vectors_by("text:test") == []
+        assert reader.task_vectors_of([adapter.id for adapter in reader.adapters()], "text:test") == {}
 
 
 def test_a_page_verifies_both_rows_of_each_line(shelf: Registry) -> None:
