@@ -30,11 +30,12 @@ from bundle import RUN, make_adapter
 from results import Row, machine, print_table, write_json
 
 from lorareg.registry.backend import backend_of
+from lorareg.registry.ledger import sums_of
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.report import build_report
 from lorareg.registry.rows import row_digest
-from lorareg.registry.schema import AdapterFileRow, AdapterRow, EncodingRow
+from lorareg.registry.schema import AdapterFileRow, AdapterRow, EncodingRow, record_changes
 from lorareg.registry.store import Registry
 from lorareg.registry.types import canonical_json, sha256_hex
 
@@ -249,6 +250,7 @@ def fill(registry: Registry, work: Path, size: int) -> None:
                     values["row_digest"] = row_digest(model.__tablename__, values)
                 if several:
                     session.connection().execute(model.__table__.insert(), several)
+            record_changes(session.connection(), sums_of({m.__tablename__: several for m, several in rows.items()}))
 
 
 def show_rows(rows: list[Row]) -> None:

@@ -60,6 +60,7 @@ def list_adapters(
 
     Raises:
         DamagedRowsError: some were.
+        IntegrityError: rows are lost.
     """
     from lorareg.registry.damage import Damage
     from lorareg.registry.reader import Reader
@@ -74,3 +75,4 @@ def list_adapters(
             listing.add(entries, [_row(entry) for entry in entries], [one.adapter.ref for one in page])
         listing.end({"damaged": list(damage.rows)})
         damage.tell(registry.home)
+        registry.expect_counts("cohort", "adapter", "encoding")

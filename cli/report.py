@@ -117,12 +117,18 @@ def report(
     """Report what was saved, and how exactly.
 
     Original and stored bytes, tiers and errors of each adapter, each cohort and in all.
+
+    Raises:
+        IntegrityError: rows that it would add up are damaged.
     """
+    from lorareg.registry.check import expect_sound_rows
     from lorareg.registry.report import MEANING, build_report
     from lorareg.registry.store import Registry
 
-    with Registry.open(home, create=False, frees=True) as registry, registry.reading() as connection:
-        built = build_report(connection, registry)
+    with Registry.open(home, create=False, frees=True) as registry:
+        expect_sound_rows(registry)  # sums do not show what is wrong with what they are of
+        with registry.reading() as connection:
+            built = build_report(connection, registry)
     if html is not None:
         from lorareg.cli.report_html import render
 

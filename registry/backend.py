@@ -163,6 +163,25 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def acknowledge(self, number: int | None) -> None:
+        """Remember outside the database, where it needs that, that this change of the ledger was committed.
+
+        None forgets: a new ledger begins.
+        """
+
+    @abstractmethod
+    def acknowledged(self) -> int:
+        """The number of the last change that is remembered so; 0 where none is."""
+
+    @abstractmethod
+    def rebuild_indexes(self) -> None:
+        """Make every index anew from its table.
+
+        Raises:
+            RegistryError: a table cannot be read, or has two rows where one may be.
+        """
+
+    @abstractmethod
     def complete(self, connection: Connection) -> None:
         """After the first tables were made, in the same transaction."""
 

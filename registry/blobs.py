@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 from lorareg.registry.errors import ForeignStoreError, IntegrityError, InvalidAdapterError
 from lorareg.registry.files import make_folder, open_regular
@@ -327,11 +327,11 @@ def blob_name(digest: str, separator: str = "/") -> str:
     """
     if not is_digest(digest):
         raise IntegrityError(
-            what="A blob's digest", expected="64 hex digits", found=repr(digest[:80]), remedy=_DAMAGED_REMEDY
+            what="A blob's digest", expected="64 hex digits", found=repr(digest)[:80], remedy=_DAMAGED_REMEDY
         )
     return f"{digest[:2]}{separator}{digest[2:]}"
 
 
-def is_digest(text: str, chars: int = 64) -> bool:
-    """Whether `text` is so many lower-case hex digits."""
-    return len(text) == chars and _HEX_DIGITS.issuperset(text)
+def is_digest(text: object, chars: int = 64) -> TypeGuard[str]:
+    """Whether it is text of so many lower-case hex digits."""
+    return isinstance(text, str) and len(text) == chars and _HEX_DIGITS.issuperset(text)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorareg.registry.errors import NothingToDoError
 from lorareg.registry.names import natural_key
-from lorareg.registry.rows import BUNDLE_REVISION, row_digest, verify_row
+from lorareg.registry.rows import BUNDLE_REVISION, expect_asked, row_digest, verify_row
 from lorareg.registry.types import EXTRAS_FOLDER, WEIGHTS_FILE, Adapter, canonical_json, sha256_hex
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class _Numbered:
         rows = self.lookup.fetch(f"SELECT * FROM {table} WHERE {column} = :value{order.get(table, '')}", value=value)
         plain = [{k: bytes(v) if isinstance(v, memoryview) else v for k, v in row.items()} for row in rows]
         for row in plain:
+            expect_asked(table, row, {column: value})
             verify_row(table, row)
         return plain
 

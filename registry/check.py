@@ -8,31 +8,58 @@ row's digest, what rows say about each other, and the blobs: there, of the right
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Generator as Walk
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from lorareg.registry import ledger
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.errors import IntegrityError, MissingBlobError, RegistryError
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.rows import REFERENCES, every_row, row_name, verify_row
-from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, Finding, Layout, Severity, canonical_json, sha256_hex
-
-TABLES = (
-    "cohort",
-    "adapter",
-    "adapter_file",
-    "tag",
-    "task_vector",
-    "generator",
-    "encoding",
-    "certificate",
-    "pin",
-    "generator_copy",
-    "retired_blob",
-    "setting",
-    "token",
+from lorareg.registry.types import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    AdapterFile,
+    Certificate,
+    Cohort,
+    Encoding,
+    Finding,
+    Generator,
+    GeneratorCopy,
+    Layout,
+    Ledger,
+    Pin,
+    RetiredBlob,
+    Setting,
+    Severity,
+    Tag,
+    TaskVector,
+    Token,
+    canonical_json,
+    sha256_hex,
 )
+
+TABLES: Mapping[str, type] = {
+    "cohort": Cohort,
+    "adapter": Adapter,
+    "adapter_file": AdapterFile,
+    "tag": Tag,
+    "task_vector": TaskVector,
+    "generator": Generator,
+    "encoding": Encoding,
+    "certificate": Certificate,
+    "pin": Pin,
+    "generator_copy": GeneratorCopy,
+    "retired_blob": RetiredBlob,
+    "setting": Setting,
+    "token": Token,
+    "ledger": Ledger,
+}
+"""What a row of each table is a record of."""
+
 _BACKUP_REMEDY = "Restore the database from a backup."
 _FILE_REMEDY = "Restore it from a backup, or ingest the original again."
 _CODE_REMEDY = "Restore it from a backup; while the originals are kept, `lorareg compress` makes it anew."
@@ -44,14 +71,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
     """Yield every problem found, in the order of the walk; `read_data` also hashes every blob."""
-    try:
-        yield from _database_problems(lookup)
-        tables = _tables(lookup)
-    except RegistryError as error:
-        yield Finding("database", str(error.fields["reason"]), _BACKUP_REMEDY)
+    tables = yield from _walk_rows(lookup)
+    if tables is None:
         return
-    for table, rows in tables.items():
-        yield from _row_problems(table, rows)
     yield from _reference_problems(tables)
     yield from _kinship_problems(tables)
     yield from _adapter_problems(tables)
@@ -60,10 +82,43 @@ def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
     yield from _blob_problems(lookup, references, read_data)
 
 
+def expect_sound_rows(lookup: Lookup) -> None:
+    """All rows are there and intact, for who adds up what they say.
+
+    Raises:
+        IntegrityError: the first problem that was found.
+    """
+    for found in _walk_rows(lookup):
+        raise IntegrityError(
+            what=found.what.capitalize(), expected="all as it was written", found=found.problem, remedy=found.remedy
+        )
+
+
+def _walk_rows(lookup: Lookup) -> Walk[Finding, None, Mapping[str, Rows] | None]:
+    """What is wrong with the database and with single rows; then all of them, if they could be read."""
+    try:
+        yield from _database_problems(lookup)
+        tables = _tables(lookup)
+    except RegistryError as error:
+        yield Finding("database", str(error.fields["reason"]), _BACKUP_REMEDY)
+        return None
+    for table, rows in tables.items():
+        yield from _row_problems(table, rows)
+    strange = [name for name, rows in tables.items() if rows and rows[0].keys() != _columns(TABLES[name])]
+    if strange:
+        yield Finding(f"table {strange[0]!r}", "its columns are not those that it was made with", _BACKUP_REMEDY)
+        return None
+    yield from _ledger_problems(tables)
+    return tables
+
+
 def _tables(lookup: Lookup) -> dict[str, Rows]:
     """Every row, as they were at one moment: what came between would refer to rows that were not seen."""
-    with lookup.snapshot() as frozen:
-        return {table: frozen.fetch(every_row(table)) for table in TABLES}
+    return dict(zip(TABLES, lookup.fetch_together([every_row(table) for table in TABLES]), strict=True))
+
+
+def _columns(record: type) -> set[str]:
+    return {field.name for field in fields(record)} | {"row_digest"}
 
 
 def _database_problems(lookup: Lookup) -> Iterator[Finding]:
@@ -78,6 +133,27 @@ def _row_problems(table: str, rows: Rows) -> Iterator[Finding]:
         except IntegrityError as error:
             problem = f"its columns hash to {error.fields['found']}, not to its {error.fields['expected']}"
             yield Finding(str(error.fields["what"]), problem, _BACKUP_REMEDY)
+
+
+def _ledger_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
+    """Whether all rows are there that were written, and none that were taken away."""
+    found = ledger.sums_of(tables)
+    if not tables[ledger.TABLE]:
+        if any(one.rows for one in found.values()):
+            yield Finding("table 'ledger'", "its row is gone", _BACKUP_REMEDY)
+        return
+    try:
+        verify_row(ledger.TABLE, tables[ledger.TABLE][0])
+    except IntegrityError:
+        return  # said with the other rows
+    expected = ledger.load(tables[ledger.TABLE][0]["sums"])
+    for table, one in found.items():
+        due = expected.get(table, ledger.Sum())
+        if one.rows != due.rows:
+            yield Finding(f"table {table!r}", f"it has {one.rows} rows, not {due.rows}", _BACKUP_REMEDY)
+        elif one != due:
+            problem = "its rows are not those that were written last: some are older or lost"
+            yield Finding(f"table {table!r}", problem, _BACKUP_REMEDY)
 
 
 def _reference_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from lorareg.registry.backend import WRITES, Backend
+from lorareg.registry.schema import LEDGER_NUMBER
 
 
 @contextmanager
@@ -24,6 +25,8 @@ def reading(engine: Engine, backend: Backend) -> Iterator[Connection]:
             yield connection
     except DBAPIError as error:
         raise backend.error(error.orig or error) from error
+    except (UnicodeDecodeError, OverflowError) as error:  # what a damaged file says
+        raise backend.error(error) from error
 
 
 @contextmanager
@@ -37,5 +40,7 @@ def writing(engine: Engine, backend: Backend) -> Iterator[Session]:
         with Session(engine.execution_options(**{WRITES: True})) as session, session.begin():
             session.connection()  # a session begins with its first statement: what is looked at before may change
             yield session
+        if LEDGER_NUMBER in session.info:
+            backend.acknowledge(session.info[LEDGER_NUMBER])
     except DBAPIError as error:
         raise backend.error(error.orig or error) from error

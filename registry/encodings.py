@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from lorareg.registry.blobs import BlobStore
@@ -149,8 +149,9 @@ def bring_back(session: Session, digests: Iterable[str]) -> None:
     """Take blobs off the way out."""
     wanted = list(digests)
     for start in range(0, len(wanted), DIGESTS_A_QUERY):
-        some = wanted[start : start + DIGESTS_A_QUERY]
-        session.execute(delete(RetiredBlobRow).where(RetiredBlobRow.sha256.in_(some)))
+        some = RetiredBlobRow.sha256.in_(wanted[start : start + DIGESTS_A_QUERY])
+        for row in session.scalars(select(RetiredBlobRow).where(some)):
+            session.delete(row)
 
 
 def _check_generator(session: Session, home: Path, blobs: BlobStore, new: NewEncoding) -> None:

@@ -213,6 +213,12 @@ class CheckFailedError(LoraregError):
     exit_code = 26
 
 
+class RepairIncompleteError(LoraregError):
+    """{problems} problems in {home} could not be mended; the table above names each. The rest was."""
+
+    exit_code = 26
+
+
 # -- the contract -------------------------------------------------------------------------------
 
 

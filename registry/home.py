@@ -21,6 +21,9 @@ STORE_VARIABLE = "LORAREG_STORE"
 READ_CACHE_VARIABLE = "LORAREG_STORE_CACHE_BYTES"
 READ_CACHE_BYTES = 2_000_000_000
 DATABASE_FILE = "registry.sqlite"
+HEAD_FILE = "registry.head"
+"""Has the number of the last change that was acknowledged in `registry.sqlite`."""
+
 POSTGRES_FILE = "registry.postgresql"
 """Has the number of the PostgreSQL database whose blobs are in the folder."""
 

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from lorareg.registry.blobs import StagedBlob, Staging
@@ -128,7 +128,8 @@ def now() -> str:
 def describe_adapter(session: Session, row: AdapterRow, description: str) -> None:
     """Give an adapter another description; task vectors that were made from the old one go."""
     row.description = description
-    session.execute(delete(TaskVectorRow).where(TaskVectorRow.adapter_id == row.id))
+    for vector in session.scalars(select(TaskVectorRow).where(TaskVectorRow.adapter_id == row.id)):
+        session.delete(vector)
 
 
 def put_file_rows(session: Session, adapter_id: int, stored: Mapping[str, StagedBlob]) -> set[str]:

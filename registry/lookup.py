@@ -3,6 +3,11 @@
 `reader.Reader` answers through the standard library's sqlite3, because importing SQLAlchemy alone
 takes longer than decoding an adapter; `store.Registry` answers through SQLAlchemy. Both give
 `fetch`, and every row passes its digest on the way to becoming a record.
+
+An index is not covered by digests: one that is damaged leads to an intact row that was not asked for, or past one
+that was. So a record is compared with what was asked, the newest version of a name is looked up by two indexes, and
+whoever reads a whole table compares it with the ledger. A card, a label or a code that a damaged index hides is found
+by `check`.
 """
 
 from __future__ import annotations
@@ -16,10 +21,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lorareg.registry import ledger
 from lorareg.registry.backend import Backend, Rows
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.damage import Damage
 from lorareg.registry.errors import (
+    IntegrityError,
     MissingBlobError,
     OriginalGoneError,
     UnknownAdapterError,
@@ -29,8 +36,9 @@ from lorareg.registry.errors import (
 )
 from lorareg.registry.home import IDENTITY, STORE
 from lorareg.registry.names import Ref, parse_ref, suggest
-from lorareg.registry.rows import record_from_row
+from lorareg.registry.rows import expect_asked, expect_count, expect_whole, misled, record_from_row
 from lorareg.registry.types import (
+    CONFIG_FILE,
     WEIGHTS_FILE,
     Adapter,
     AdapterFile,
@@ -62,6 +70,18 @@ _PARTS = {
 }
 _LISTED = ", ".join(f"{table}.{column} AS {label}" for table, columns in _PARTS.items() for column, label in columns)
 """The columns of both tables side by side, told apart by their table's name."""
+
+NOTHING: Mapping[str, object] = {}
+_LIVE: Mapping[str, object] = {"removed_at": None}
+_NEWEST = " UNION ALL ".join(
+    f"SELECT * FROM (SELECT adapter.* FROM {tables} adapter.name = :name AND adapter.removed_at IS NULL "
+    f"ORDER BY adapter.version DESC LIMIT 1) AS {alias}"
+    for tables, alias in (
+        ("adapter WHERE", "by_name"),
+        ("cohort CROSS JOIN adapter WHERE adapter.cohort_id = cohort.id AND", "by_cohort"),
+    )
+)
+"""The newest version of a name, found by two indexes that do not fail together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +157,11 @@ class Lookup(ABC):
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         """Run a SELECT with `:named` parameters and return its rows."""
 
+    def fetch_together(self, statements: Sequence[str]) -> list[Sequence[Mapping[str, Any]]]:
+        """Run several SELECTs that see one moment."""
+        with self.snapshot() as frozen:
+            return [frozen.fetch(sql) for sql in statements]
+
     def adapter(self, ref: str) -> Adapter:
         """The adapter that `task`, `task@3` or `task@label` names; without a version, the newest.
 
@@ -153,30 +178,30 @@ class Lookup(ABC):
     def find_adapter(self, asked: Ref) -> Adapter | None:
         """The adapter that a ref names, or None: who only wants to know is not made to wait for near names."""
         if asked.label is not None:
-            where = "id = (SELECT adapter_id FROM tag WHERE adapter_name = :name AND label = :label) AND name = :name"
-        else:
-            where = "name = :name" + (" AND version = :version" if asked.version is not None else "")
-        return self._first(
-            Adapter,
-            "adapter",
-            f"WHERE {where} AND removed_at IS NULL ORDER BY version DESC LIMIT 1",
-            **_given(name=asked.name, label=asked.label, version=asked.version),
-        )
+            tag = self._first(Tag, "tag", adapter_name=asked.name, label=asked.label)
+            return None if tag is None else self._first(Adapter, "adapter", id=tag.adapter_id, name=asked.name, **_LIVE)
+        if asked.version is not None:
+            return self._first(Adapter, "adapter", name=asked.name, version=asked.version, **_LIVE)
+        rows = self.fetch(_NEWEST, name=asked.name)
+        found = self._records(Adapter, "adapter", rows, {"name": asked.name, **_LIVE})
+        if found and found != [found[0], found[0]]:
+            raise IntegrityError(
+                what="An index of table 'adapter'",
+                expected=f"one newest version of {asked.name}",
+                found=" or ".join(sorted({adapter.ref for adapter in found})),
+                remedy="Run `lorareg check`.",
+            )
+        return found[0] if found else None
 
     def adapters(
         self, cohort_id: int | None = None, name: str | None = None, include_removed: bool = False
     ) -> list[Adapter]:
         """Adapters by name and version; those of one cohort or of one name if asked for."""
-        conditions = ["1 = 1"]
-        conditions += [] if cohort_id is None else ["cohort_id = :cohort_id"]
-        conditions += [] if name is None else ["name = :name"]
-        conditions += [] if include_removed else ["removed_at IS NULL"]
-        return self._all(
-            Adapter,
-            "adapter",
-            f"WHERE {' AND '.join(conditions)} ORDER BY name, version",
-            **_given(cohort_id=cohort_id, name=name),
-        )
+        asked = {**_given(cohort_id=cohort_id, name=name), **({} if include_removed else _LIVE)}
+        if cohort_id is None and name is None:
+            every = self._records(Adapter, "adapter", self._whole("adapter"), {})
+            return sorted((one for one in every if include_removed or one.removed_at is None), key=_by_version)
+        return self._all(Adapter, "adapter", "ORDER BY name, version", **asked)
 
     def has_adapters(self, cohort_id: int) -> bool:
         """Whether a cohort has any that is not removed."""
@@ -277,14 +302,27 @@ class Lookup(ABC):
             UnknownCohortError: there is none of that name or id.
         """
         column = "id" if isinstance(name_or_id, int) else "name"
-        found = self._first(Cohort, "cohort", f"WHERE {column} = :value", value=name_or_id)
+        found = self._first(Cohort, "cohort", **{column: name_or_id})
         if found is None:
             raise UnknownCohortError(cohort=name_or_id, home=self.home)
         return found
 
     def files(self, adapter: Adapter) -> list[AdapterFile]:
-        """The adapter's files, by path."""
-        return self._all(AdapterFile, "adapter_file", "WHERE adapter_id = :id ORDER BY path", id=adapter.id)
+        """The adapter's files, by path.
+
+        Raises:
+            IntegrityError: a row is damaged, or that of the weights or the config is not found.
+        """
+        found = self._all(AdapterFile, "adapter_file", "ORDER BY path", adapter_id=adapter.id)
+        missing = {WEIGHTS_FILE, CONFIG_FILE} - {file.path for file in found}
+        if missing:
+            raise IntegrityError(
+                what=f"Adapter {adapter.ref}",
+                expected="weights and a config",
+                found=f"no row of {' and '.join(sorted(missing))}",
+                remedy="Run `lorareg check`.",
+            )
+        return found
 
     def files_of(self, adapter_ids: Sequence[int]) -> dict[int, list[AdapterFile]]:
         """The files of several adapters, by adapter and path, some hundred adapters a query."""
@@ -331,20 +369,19 @@ class Lookup(ABC):
 
     def tags(self, adapter: Adapter) -> list[Tag]:
         """The labels on this version, by label."""
-        return self._all(Tag, "tag", "WHERE adapter_id = :id ORDER BY label", id=adapter.id)
+        return self._all(Tag, "tag", "ORDER BY label", adapter_id=adapter.id)
 
     def labels(self, name: str) -> list[Tag]:
         """The labels on every version under a name, by label."""
-        return self._all(Tag, "tag", "WHERE adapter_name = :name ORDER BY label", name=name)
+        return self._all(Tag, "tag", "ORDER BY label", adapter_name=name)
 
     def task_vector(self, adapter_id: int, encoder: str) -> TaskVector | None:
         """The adapter's task vector made by `encoder`, if there is one."""
-        where = "WHERE adapter_id = :adapter_id AND encoder = :encoder"
-        return self._first(TaskVector, "task_vector", where, adapter_id=adapter_id, encoder=encoder)
+        return self._first(TaskVector, "task_vector", adapter_id=adapter_id, encoder=encoder)
 
     def task_vectors(self, adapter_id: int) -> list[TaskVector]:
         """All the adapter's task vectors, by encoder."""
-        return self._all(TaskVector, "task_vector", "WHERE adapter_id = :id ORDER BY encoder", id=adapter_id)
+        return self._all(TaskVector, "task_vector", "ORDER BY encoder", adapter_id=adapter_id)
 
     def task_vectors_of(self, adapter_ids: Sequence[int], encoder: str) -> dict[int, TaskVector]:
         """The task vectors of several adapters that one encoder made, of those that have one."""
@@ -358,41 +395,45 @@ class Lookup(ABC):
         Raises:
             UnknownGeneratorError: there is none of that id.
         """
-        found = self._first(Generator, "generator", "WHERE id = :id", id=generator_id)
+        found = self._first(Generator, "generator", id=generator_id)
         if found is None:
             raise UnknownGeneratorError(generator=generator_id, home=self.home)
         return found
 
     def generators(self, cohort_id: int | None = None, damage: Damage | None = None) -> list[Generator]:
         """Generators, oldest version first; those of one cohort if asked for, past damage if it is given."""
-        where = f"{'' if cohort_id is None else 'WHERE cohort_id = :cohort_id'} ORDER BY cohort_id, version"
-        return self._past(damage, Generator, "generator", where, **_given(cohort_id=cohort_id))
+        asked = _given(cohort_id=cohort_id)
+        return self._past(damage, Generator, "generator", "ORDER BY cohort_id, version", asked)
 
     def encoding(self, adapter_id: int) -> Encoding | None:
         """The adapter's current encoding, if it has one."""
-        return self._first(Encoding, "encoding", "WHERE adapter_id = :id AND superseded_at IS NULL", id=adapter_id)
+        return self._first(Encoding, "encoding", adapter_id=adapter_id, superseded_at=None)
 
-    def encodings(self, cohort_id: int) -> list[Encoding]:
-        """The current encodings of the cohort's adapters, removed ones included, by adapter."""
+    def encodings(self, cohort_id: int | None = None) -> list[Encoding]:
+        """Adapters' current encodings, removed adapters' included, by adapter; those of one cohort if asked for."""
+        if cohort_id is None:
+            every = self._records(Encoding, "encoding", self._whole("encoding"), {})
+            return sorted((one for one in every if one.superseded_at is None), key=lambda one: one.adapter_id)
         members = "SELECT id FROM adapter WHERE cohort_id = :id"
         where = f"WHERE superseded_at IS NULL AND adapter_id IN ({members}) ORDER BY adapter_id"
-        return self._all(Encoding, "encoding", where, id=cohort_id)
+        rows = self.fetch(f"SELECT * FROM encoding {where}", id=cohort_id)
+        return self._records(Encoding, "encoding", rows, {"superseded_at": None})
 
     def certificate(self, encoding_id: int) -> Certificate | None:
         """The certificate of an encoding, if it has one."""
-        return self._first(Certificate, "certificate", "WHERE encoding_id = :id", id=encoding_id)
+        return self._first(Certificate, "certificate", encoding_id=encoding_id)
 
     def pin(self, adapter_id: int) -> Pin | None:
         """The pin on an adapter, if there is one."""
-        return self._first(Pin, "pin", "WHERE adapter_id = :id", id=adapter_id)
+        return self._first(Pin, "pin", adapter_id=adapter_id)
 
     def retired(self, sha256: str) -> RetiredBlob | None:
         """Where a blob is on its way out, if it is."""
-        return self._first(RetiredBlob, "retired_blob", "WHERE sha256 = :sha256", sha256=sha256)
+        return self._first(RetiredBlob, "retired_blob", sha256=sha256)
 
     def generator_copies(self, generator_id: int) -> list[GeneratorCopy]:
         """Where second copies of a generator are."""
-        return self._all(GeneratorCopy, "generator_copy", "WHERE generator_id = :id ORDER BY location", id=generator_id)
+        return self._all(GeneratorCopy, "generator_copy", "ORDER BY location", generator_id=generator_id)
 
     def tokens(self) -> list[Token]:
         """Every access token, oldest first; revoked and expired ones are among them."""
@@ -400,26 +441,57 @@ class Lookup(ABC):
 
     def token(self, token_id: int) -> Token | None:
         """One access token, if there is one of that id."""
-        return self._first(Token, "token", "WHERE id = :id", id=token_id)
+        return self._first(Token, "token", id=token_id)
 
     def setting(self, name: str) -> Any:
         """What the registry remembers under a name; None if nothing."""
-        found = self._first(Setting, "setting", "WHERE name = :name", name=name)
+        found = self._first(Setting, "setting", name=name)
         return None if found is None else json.loads(found.value)
 
-    def _all(self, record: type[Record], table: str, rest: str, **parameters: object) -> list[Record]:
-        return self._past(None, record, table, rest, **parameters)
+    def _all(self, record: type[Record], table: str, order: str = "", /, **asked: object) -> list[Record]:
+        return self._past(None, record, table, order, asked)
 
     def _past(
-        self, damage: Damage | None, record: type[Record], table: str, rest: str, **parameters: object
+        self, damage: Damage | None, record: type[Record], table: str, order: str, asked: Mapping[str, object] = NOTHING
     ) -> list[Record]:
-        rows = self.fetch(f"SELECT * FROM {table} {rest}", **parameters)
-        if damage is not None:
-            return list(damage.sound(record, table, rows))
-        return [record_from_row(record, table, row) for row in rows]
+        """The rows whose columns are as `asked`, None being NULL."""
+        conditions = [f"{name} IS NULL" if value is None else f"{name} = :{name}" for name, value in asked.items()]
+        where = f"WHERE {' AND '.join(conditions)}" if asked else ""
+        rows = self.fetch(f"SELECT * FROM {table} {where} {order}", **_given(**asked))
+        return self._records(record, table, rows, asked) if damage is None else list(damage.sound(record, table, rows))
 
-    def _first(self, record: type[Record], table: str, rest: str, **parameters: object) -> Record | None:
-        return next(iter(self._all(record, table, rest, **parameters)), None)
+    def _first(self, record: type[Record], table: str, /, **asked: object) -> Record | None:
+        return next(iter(self._all(record, table, "", **asked)), None)
+
+    def _records(
+        self, record: type[Record], table: str, rows: Sequence[Mapping[str, Any]], asked: Mapping[str, object]
+    ) -> list[Record]:
+        """Rows as records, each intact and what was asked for."""
+        records = [record_from_row(record, table, row) for row in rows]
+        for row in rows:
+            expect_asked(table, row, asked)
+        return records
+
+    def expect_counts(self, *tables: str) -> None:
+        """As many rows are there as were written; their digests are not compared.
+
+        Raises:
+            IntegrityError: some are lost.
+        """
+        counts = [f"SELECT count(*) AS n FROM {table}" for table in tables]
+        *found, kept = self.fetch_together([*counts, f"SELECT * FROM {ledger.TABLE}"])
+        for table, rows in zip(tables, found, strict=True):
+            expect_count(table, rows[0]["n"], kept)
+
+    def _whole(self, table: str) -> Sequence[Mapping[str, Any]]:
+        """Every row of a table.
+
+        Raises:
+            IntegrityError: not all of them are there.
+        """
+        rows, kept = self.fetch_together([f"SELECT * FROM {table}", f"SELECT * FROM {ledger.TABLE}"])
+        expect_whole(table, rows, kept)
+        return rows
 
     def _among(
         self, record: type[Record], table: str, column: str, values: Sequence[object], rest: str, **more: object
@@ -427,7 +499,10 @@ class Lookup(ABC):
         for start in range(0, len(values), NAMES_A_QUERY):
             asked = {f"value_{number}": value for number, value in enumerate(values[start : start + NAMES_A_QUERY])}
             among = ", ".join(f":{parameter}" for parameter in asked)
-            yield from self._all(record, table, f"WHERE {column} IN ({among}) {rest}", **asked, **more)
+            rows = self.fetch(f"SELECT * FROM {table} WHERE {column} IN ({among}) {rest}", **asked, **more)
+            if any(row[column] not in asked.values() for row in rows):
+                raise misled(table)
+            yield from self._records(record, table, rows, more)
 
     def _listed(self, where: str, **parameters: object) -> list[Listed]:
         """Adapters that are not removed and their current encodings, by name and version."""
@@ -442,14 +517,21 @@ class Lookup(ABC):
             return f" Its versions are {', '.join(kept)}."
         if versions:
             return f" It was removed; `lorareg restore {asked.name}` brings it back."
-        names = (row["name"] for row in self.fetch("SELECT DISTINCT name FROM adapter WHERE removed_at IS NULL"))
-        return suggest(asked.name, names)
+        names = [row["name"] for row in self.fetch("SELECT DISTINCT name FROM adapter WHERE removed_at IS NULL")]
+        return suggest(asked.name, (name for name in names if isinstance(name, str)))
+
+
+def _by_version(adapter: Adapter) -> tuple[str, int]:
+    return adapter.name, adapter.version
 
 
 def _listed(row: Mapping[str, Any]) -> Listed:
     adapter, encoding = ({column: row[label] for column, label in columns} for columns in _PARTS.values())
-    known = None if encoding["id"] is None else record_from_row(Encoding, "encoding", encoding)
-    return Listed(record_from_row(Adapter, "adapter", adapter), known)
+    found, known = record_from_row(Adapter, "adapter", adapter), None
+    if encoding["id"] is not None:
+        known = record_from_row(Encoding, "encoding", encoding)
+        expect_asked("encoding", encoding, {"adapter_id": found.id, "superseded_at": None})
+    return Listed(found, known)
 
 
 class _Snapshot(Lookup):
@@ -461,6 +543,10 @@ class _Snapshot(Lookup):
     @cached_property
     def blobs(self) -> BlobStore:
         return self._blobs
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Lookup]:
+        yield self
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         return self._rows.fetch(sql, parameters)

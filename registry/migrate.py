@@ -65,6 +65,7 @@ def move_schema(backend: Backend, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(files("lorareg.migrations")).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
+    backend.acknowledge(None)
     engine = backend.engine(migrates=True)
     try:
         with writing(engine, backend) as session:

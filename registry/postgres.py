@@ -287,6 +287,15 @@ class Postgres(Backend):
     def retire(self) -> None:
         return None
 
+    def acknowledge(self, number: int | None) -> None:
+        """Nothing: the server keeps its own log, and may be another machine's."""
+
+    def acknowledged(self) -> int:
+        return 0
+
+    def rebuild_indexes(self) -> None:
+        """Nothing: whether they need it is amcheck's business."""
+
     def expect_references(self, connection: Connection) -> None:
         """PostgreSQL has held every row to them all along."""
 

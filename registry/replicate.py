@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,7 @@ from lorareg.registry.blobs import OWNER
 from lorareg.registry.errors import IntegrityError, LoraregError, MissingBlobError, MissingExtraError, ReplicaError
 from lorareg.registry.files import sync_file, sync_folder
 from lorareg.registry.folder_blobs import FolderBlobs
-from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, IDENTITY, POSTGRES_FILE, STORE
+from lorareg.registry.home import BLOBS_FOLDER, DATABASE_FILE, HEAD_FILE, IDENTITY, POSTGRES_FILE, STORE
 from lorareg.registry.ingest import now
 from lorareg.registry.meanwhile import look_again
 from lorareg.registry.schema import GeneratorCopyRow, RetiredBlobRow, SettingRow
@@ -62,6 +62,9 @@ class Location(Protocol):
 
     def put_database(self, snapshot: Path) -> None:
         """Store the database, replacing an older one."""
+
+    def get_database(self) -> bytes:
+        """The database's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +144,21 @@ def repair(registry: Registry, location: str, advance: Callable[[int], object]) 
     with _reaching(location):
         for sha256, size_bytes in wanted.items():
             if not registry.blobs.is_intact(sha256, size_bytes) and target.has(sha256, size_bytes):
-                registry.blobs.put_bytes(target.get(sha256))
-                mended.append(sha256)
+                with suppress(IntegrityError):  # damaged there as well: the next may not be
+                    registry.blobs.put_bytes(target.get(sha256))
+                    mended.append(sha256)
             advance(1)
     return mended
+
+
+def fetch_database(location: str, folder: Path) -> None:
+    """Copy the database of a second copy into a folder of this machine.
+
+    Raises:
+        ReplicaError: there is none.
+    """
+    with _reaching(location):
+        (folder / DATABASE_FILE).write_bytes(open_location(location).get_database())
 
 
 def _claim(target: Location, location: str, identity: str) -> None:
@@ -289,11 +303,14 @@ class _Folder:
         fresh = self.root / f".{DATABASE_FILE}.new"
         fresh.write_bytes(snapshot.read_bytes())
         sync_file(fresh)
-        for leftover in (f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm"):
+        for leftover in (f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-shm", HEAD_FILE):
             (self.root / leftover).unlink(missing_ok=True)  # of an older snapshot that somebody opened
         sync_folder(self.root)  # or after a power loss it is read into the new one
         fresh.replace(self.root / DATABASE_FILE)
         sync_folder(self.root)
+
+    def get_database(self) -> bytes:
+        return (self.root / DATABASE_FILE).read_bytes()
 
 
 class _Remote:
@@ -347,6 +364,9 @@ class _Remote:
 
     def put_database(self, snapshot: Path) -> None:
         self._write(f"{self.root}/{DATABASE_FILE}", snapshot.read_bytes())
+
+    def get_database(self) -> bytes:
+        return bytes(self.files.cat_file(f"{self.root}/{DATABASE_FILE}"))
 
     def _write(self, path: str, data: bytes) -> None:
         if not OBJECT_STORES.intersection([self.files.protocol, *self.files.protocol]):

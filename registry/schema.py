@@ -5,11 +5,13 @@ structured values canonical JSON text, so that what is hashed is what is stored.
 
 SQLite's own integrity check misses most bit flips inside a page, so every row carries
 `row_digest`: SHA-256 over its other columns, set on flush and verified whenever a row becomes a
-record. A new column goes with a migration that rewrites the digests.
+record. A new column goes with a migration that rewrites the digests. With each flush the `ledger` is
+brought up to date, so rows come and go as objects of a session, never by a statement of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from sqlalchemy import (
@@ -22,16 +24,27 @@ from sqlalchemy import (
     String,
     UniqueConstraint,
     event,
+    insert,
+    select,
     text,
+    update,
 )
-from sqlalchemy.engine import Connection
-from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
+from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, Session, mapped_column, object_session
 
+from lorareg.registry import ledger
 from lorareg.registry.rows import row_digest, verify_row
 
 # PostgreSQL's integers are small, and its order of texts is its locale's, unless it is told otherwise.
 INTEGER = BigInteger().with_variant(Integer(), "sqlite")
 TEXT = String().with_variant(String(collation="C"), "postgresql")
+
+
+class Blob(LargeBinary):
+    """Bytes as the driver gives them: what is no bytes any more is left to the row's digest."""
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        return None
 
 
 class Base(DeclarativeBase):
@@ -106,7 +119,7 @@ class TaskVectorRow(Base):
 
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id"), primary_key=True)
     encoder: Mapped[str] = mapped_column(primary_key=True)
-    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    vector: Mapped[bytes] = mapped_column(Blob)
     created_at: Mapped[str]
 
 
@@ -164,8 +177,8 @@ class CertificateRow(Base):
     encoding_id: Mapped[int] = mapped_column(ForeignKey("encoding.id"), primary_key=True)
     digest: Mapped[str]
     facts: Mapped[str]
-    module_errors: Mapped[bytes] = mapped_column(LargeBinary)
-    projections: Mapped[bytes] = mapped_column(LargeBinary)
+    module_errors: Mapped[bytes] = mapped_column(Blob)
+    projections: Mapped[bytes] = mapped_column(Blob)
 
 
 class PinRow(Base):
@@ -222,18 +235,83 @@ class TokenRow(Base):
     revoked_at: Mapped[str | None]
 
 
+class LedgerRow(Base):
+    """The only row of its table: what the rows of all others add up to; see `ledger`."""
+
+    __tablename__ = "ledger"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+    sums: Mapped[str]
+
+
+CHANGES, LEDGER_NUMBER = "ledger_changes", "ledger_number"
+"""What a session knows: changes that the ledger does not have yet, and the number that it came to."""
+
+
 def stored_values(row: Base) -> dict[str, Any]:
     """Every column of a row as it is stored, `row_digest` included."""
     return {column.key: getattr(row, column.key) for column in row.__mapper__.columns}
 
 
 @event.listens_for(Base, "before_insert", propagate=True)
+def _sign_new(mapper: Mapper[Any], connection: Connection, row: Base) -> None:
+    row.row_digest = row_digest(_table(row), stored_values(row))
+    before = _session(row).identity_map.get(mapper.identity_key_from_instance(row))  # deleted, and replaced at once
+    _note(row, ledger.change(added=row.row_digest, taken=None if before is None else before.row_digest))
+
+
 @event.listens_for(Base, "before_update", propagate=True)
-def _sign(mapper: Mapper[Any], connection: Connection, row: Base) -> None:
-    row.row_digest = row_digest(row.__table__.name, stored_values(row))  # type: ignore[attr-defined]
+def _sign_again(mapper: Mapper[Any], connection: Connection, row: Base) -> None:
+    before, row.row_digest = row.row_digest, row_digest(_table(row), stored_values(row))
+    _note(row, ledger.change(added=row.row_digest, taken=before))
+
+
+@event.listens_for(Base, "before_delete", propagate=True)
+def _note_gone(mapper: Mapper[Any], connection: Connection, row: Base) -> None:
+    _note(row, ledger.change(taken=row.row_digest))
 
 
 @event.listens_for(Base, "load", propagate=True)
 def _verify(row: Base, context: object) -> None:
     """A damaged row must not be signed anew by the update it was loaded for."""
-    verify_row(row.__table__.name, stored_values(row))  # type: ignore[attr-defined]
+    verify_row(_table(row), stored_values(row))
+
+
+@event.listens_for(Session, "after_flush")
+def _keep_ledger(session: Session, context: object) -> None:
+    """In the rows' own transaction: writers come one after another, so nobody else changes it meanwhile."""
+    changes = session.info.pop(CHANGES, None)
+    if changes:
+        session.info[LEDGER_NUMBER] = record_changes(session.connection(), changes)
+
+
+def record_changes(connection: Connection, changes: Mapping[str, ledger.Sum]) -> int:
+    """Bring the ledger up to date with rows that were written; its number then.
+
+    Raises:
+        IntegrityError: the ledger is damaged.
+    """
+    found = connection.execute(select(LedgerRow.__table__)).mappings().first()
+    if found is not None:
+        verify_row(ledger.TABLE, dict(found))
+    number, sums = (0, "{}") if found is None else (int(found["number"]), str(found["sums"]))
+    row = {"id": 1, "number": number + 1, "sums": ledger.changed(sums, changes)}
+    write = insert(LedgerRow) if found is None else update(LedgerRow)
+    connection.execute(write.values({**row, "row_digest": row_digest(ledger.TABLE, row)}))
+    return number + 1
+
+
+def _table(row: Base) -> str:
+    return str(row.__table__.name)  # type: ignore[attr-defined]
+
+
+def _session(row: Base) -> Session:
+    session = object_session(row)
+    assert session is not None
+    return session
+
+
+def _note(row: Base, by: ledger.Sum) -> None:
+    changes = _session(row).info.setdefault(CHANGES, {})
+    changes[_table(row)] = changes.get(_table(row), ledger.Sum()).changed(by)

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorareg.registry.backend import BASE_REVISION, WRITES, Backend, Fetch
-from lorareg.registry.errors import BusyError, LockedError, LoraregError, RegistryError
+from lorareg.registry.errors import BusyError, IntegrityError, LockedError, LoraregError, RegistryError
 from lorareg.registry.files import make_folder, sync_file, sync_folder
 from lorareg.registry.forks import OwnConnection, at_fork, busy
+from lorareg.registry.head import advance_head, forget_head, read_head
 from lorareg.registry.home import (
     BACKUPS_FOLDER,
     BUSY_TIMEOUT_S,
     DATABASE_FILE,
+    HEAD_FILE,
     LOCK_FILE,
     LOCK_TIMEOUT_S,
     WORK_FILE,
 )
+from lorareg.registry.ledger import TABLE as LEDGER
 from lorareg.registry.reserve import keep_reserve, spend_reserve
 from lorareg.registry.sqlite_rows import SqliteRows, database_error, read_text
 
@@ -57,14 +60,35 @@ class Sqlite(Backend):
     def revision(self) -> str:
         if not self.path.exists():
             return BASE_REVISION
+        acknowledged = self.acknowledged()  # before the database: others go on writing
         with closing(self.connect()) as rows:
             found = rows.fetch("SELECT name FROM sqlite_master WHERE type = 'table'", {})
             tables = {row["name"] for row in found}
             versions = rows.fetch("SELECT version_num FROM alembic_version", {}) if "alembic_version" in tables else []
+            numbers = rows.fetch("SELECT number FROM ledger", {}) if LEDGER in tables else []
+        if LEDGER in tables:
+            self._expect_all(acknowledged, numbers[0]["number"] if numbers else 0)
         if tables - {"alembic_version"} and not versions:
             reason = f"{DATABASE_FILE} is not a lorareg database"
             raise RegistryError(home=self.home, reason=reason, remedy="Choose another folder with --home.")
         return str(versions[0]["version_num"]) if versions else BASE_REVISION
+
+    def acknowledged(self) -> int:
+        """0 also where the file is damaged, which `check` says."""
+        try:
+            return read_head(self.home) or 0
+        except ValueError:
+            return 0
+
+    def _expect_all(self, acknowledged: int, number: object) -> None:
+        if not isinstance(number, int) or number < acknowledged:
+            raise IntegrityError(
+                what=f"The database of {self.home}",
+                expected=f"all {acknowledged} changes that were acknowledged",
+                found=f"{number!r} of them",
+                remedy=f"Its log is damaged, or {DATABASE_FILE} is an older copy. Restore it from a newer one; to go "
+                f"on without those changes, delete {HEAD_FILE} and run `lorareg check`.",
+            )
 
     def connect(self) -> SqliteRows:
         return SqliteRows(self.home)
@@ -74,9 +98,26 @@ class Sqlite(Backend):
             (answer,) = row.values()
             if answer != "ok":
                 yield "database", f"SQLite finds: {answer}"
+        try:
+            read_head(self.home)
+        except ValueError as error:
+            yield HEAD_FILE, f"{error}; until it is written again, lost changes would not be missed"
 
     def error(self, error: BaseException) -> RegistryError:
         return database_error(self.home, error)
+
+    def acknowledge(self, number: int | None) -> None:
+        if number is None:
+            forget_head(self.home)
+        else:
+            advance_head(self.home, number)
+
+    def rebuild_indexes(self) -> None:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection:
+                connection.execute("REINDEX")
+        except sqlite3.Error as error:
+            raise self.error(error) from error
 
     def engine(self, *, migrates: bool = False) -> Engine:
         """sqlite3's own handling of transactions is switched off: each is opened by hand, a writer's with BEGIN
@@ -170,6 +211,7 @@ class Sqlite(Backend):
             raise RegistryError(home=self.home, reason=reason, remedy="Nothing was changed; run `lorareg check`.")
 
     def prepare(self) -> None:
+        self.acknowledge(None)
         try:
             with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")

@@ -66,7 +66,7 @@ class SqliteRows:
         try:
             with self._in_use, self._connection() as connection:
                 return [dict(row) for row in connection.execute(sql, parameters).fetchall()]
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:  # whatever a damaged file makes of a question
             raise database_error(self.home, error) from error
 
     def freeze(self) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from lorareg.registry.blobs import StoredBlob
+from lorareg.registry.check import expect_sound_rows
 from lorareg.registry.errors import MissingBlobError
 from lorareg.registry.ingest import now
 from lorareg.registry.prune import Plan, plan
@@ -89,8 +90,10 @@ def sweep(registry: Registry, grace: timedelta, limit: int = SWEEP_LIMIT) -> Swe
 
     Raises:
         BusyError: another process sweeps, collects or compresses.
+        IntegrityError: rows are damaged or lost: what they named must not go as nobody's.
     """
     with registry.backend.working():
+        expect_sound_rows(registry)
         stay, left = _mark(registry, grace, limit)
         deleted, later = _unlink(registry)
     return Swept(deleted, stay + later, left)
@@ -110,8 +113,10 @@ def delete_orphans(registry: Registry, grace: timedelta) -> list[Orphan]:
 
     Raises:
         BusyError: another process compresses, and has stored what it is about to name; or one sweeps or collects.
+        IntegrityError: rows are damaged or lost: what they named must not go as nobody's.
     """
     with registry.backend.working():
+        expect_sound_rows(registry)
         candidates, deleted = find_orphans(registry, grace), []
         for start in range(0, len(candidates), ORPHANS_AT_ONCE):
             with registry.writing() as session:

@@ -311,6 +311,15 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the rows of all other tables add up to; see `ledger`."""
+
+    id: int
+    number: int
+    sums: str  # canonical JSON
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """What lets somebody ask a server for something. Its secret is not kept, only the secret's digest."""
 

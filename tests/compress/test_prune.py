@@ -27,7 +27,7 @@ from lorareg.registry.errors import OriginalGoneError, RegistryError
 from lorareg.registry.folder_blobs import FolderBlobs
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.replicate import replicate
-from lorareg.registry.rows import row_digest
+from lorareg.registry.schema import EncodingRow
 from lorareg.registry.store import Registry
 from lorareg.registry.sweep import sweep
 from lorareg.registry.types import WEIGHTS_FILE, NewEncoding, NewGenerator
@@ -65,11 +65,11 @@ def plant(registry: Registry, copy: Path) -> None:
     code.chmod(0o644)
     code.write_bytes(data)
     another = encoding_of(registry, "third").generator_id
-    resign(registry, "encoding", "generator_id", another, f"id = {encoding_of(registry, 'wrong').id}")
+    change(registry, encoding_of(registry, "wrong").id, generator_id=another)
     # Certified anew, so that the wrong generator is not given away by the certificate alone.
     shift(registry, "wrong")
     fidelity = json.loads(encoding_of(registry, "stale").fidelity) | {"relative_error": 0.01}
-    resign(registry, "encoding", "fidelity", json.dumps(fidelity), f"id = {encoding_of(registry, 'stale').id}")
+    change(registry, encoding_of(registry, "stale").id, fidelity=json.dumps(fidelity))
     registry.put_pin(registry.adapter("pinned"), "a customer")
     generator = registry.generator(encoding_of(registry, "uncopied").generator_id)
     (copy / "blobs" / generator.sha256[:2] / generator.sha256[2:]).unlink()
@@ -91,14 +91,12 @@ def encoding_of(registry: Registry, name: str) -> Any:
     return encoding
 
 
-def resign(registry: Registry, table: str, column: str, value: object, where: str) -> None:
-    """Change a column and forge the row's digest: what a bug of ours would do, not a bit flip."""
-    with closing(sqlite3.connect(registry.home / "registry.sqlite")) as raw, raw:
-        raw.row_factory = sqlite3.Row
-        raw.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (value,))
-        for row in raw.execute(f"SELECT * FROM {table} WHERE {where}").fetchall():
-            digest = row_digest(table, dict(row))
-            raw.execute(f"UPDATE {table} SET row_digest = ? WHERE {where}", (digest,))
+def change(registry: Registry, encoding_id: int, **columns: object) -> None:
+    """Columns of an encoding, signed and in the ledger: what a bug of ours would do, not a bit flip."""
+    with registry.writing() as session:
+        row = session.get(EncodingRow, encoding_id)
+        for name, value in columns.items():
+            setattr(row, name, value)
 
 
 def run_protocol(registry: Registry) -> list[str]:
@@ -282,7 +280,7 @@ def test_errors_add_up_and_are_refused_past_the_tolerance(pruned: Registry) -> N
 def test_a_lie_about_the_error_is_noticed_without_the_original(pruned: Registry) -> None:
     encoding = encoding_of(pruned, "healthy")
     fidelity = json.loads(encoding.fidelity) | {"relative_error": 0.02}
-    resign(pruned, "encoding", "fidelity", json.dumps(fidelity), f"id = {encoding.id}")
+    change(pruned, encoding.id, fidelity=json.dumps(fidelity))
     shift(pruned, "healthy")
     (problem,) = verify(pruned, pruned.adapter("healthy")).problems
     assert problem.startswith("its certificate claims a relative error of 0.02, and the projections of its original")

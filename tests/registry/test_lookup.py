@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lorareg.registry.errors import IntegrityError
+from lorareg.registry import lookup as lookup_module
+from lorareg.registry.errors import IntegrityError, LoraregError
 from lorareg.registry.lookup import TaskBytes
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
@@ -69,7 +73,7 @@ def test_both_readers_answer_alike(shelf: Registry) -> None:
         assert reader.task_bytes() == shelf.task_bytes()
         assert reader.labels("b") == shelf.labels("b")
         assert reader.generators() == shelf.generators() == []
-        assert reader.task_vectors_by("text:test") == []
+        assert reader.task_vectors_of([adapter.id for adapter in reader.adapters()], "text:test") == {}
 
 
 def test_a_page_verifies_both_rows_of_each_line(shelf: Registry) -> None:
@@ -79,3 +83,56 @@ def test_a_page_verifies_both_rows_of_each_line(shelf: Registry) -> None:
         session.execute(update(EncodingRow).values(size_bytes=5))
     with pytest.raises(IntegrityError, match="of table 'encoding' is damaged"):
         shelf.versions("b")
+
+
+def test_an_adapter_whose_rows_of_files_are_lost(shelf: Registry, raw: Callable[..., Any]) -> None:
+    adapter = shelf.adapter("a")
+    raw("DELETE FROM adapter_file WHERE path = 'adapter_model.safetensors'")
+    for ask in (shelf.files, shelf.original, lambda one: shelf.read_file(one, "adapter_config.json")):
+        with pytest.raises(IntegrityError, match=r"Adapter a@1 is damaged.*no row of adapter_model\.safetensors"):
+            ask(adapter)
+
+
+@pytest.mark.sqlite_alone
+def test_the_newest_version_is_looked_up_by_two_indexes(shelf: Registry) -> None:
+    plan = " ".join(row["detail"] for row in shelf.fetch(f"EXPLAIN QUERY PLAN {lookup_module._NEWEST}", name="b"))
+    assert "uq_adapter_name_version" in plan or "sqlite_autoindex_adapter" in plan
+    assert "ix_adapter_cohort_id_name" in plan
+
+
+@pytest.mark.sqlite_alone
+def test_an_index_that_lost_the_newest_version(shelf: Registry, home: Path) -> None:
+    """Neither its older version nor another task's is given out for it."""
+    shelf.close()
+    path = home / "registry.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        roots = dict(
+            connection.execute("SELECT name, rootpage FROM sqlite_master WHERE tbl_name = 'adapter'").fetchall()
+        )
+    whole = path.read_bytes()
+    refused = 0
+    for page in (roots[name] for name in roots if name != "adapter"):
+        for bit in range(8 * 3900, 8 * 4096, 7):
+            data = bytearray(whole)
+            data[(page - 1) * 4096 + bit // 8] ^= 1 << bit % 8
+            path.write_bytes(data)
+            with Reader(home) as reader:
+                try:
+                    assert reader.adapter("b").ref == "b@2"
+                except LoraregError:
+                    refused += 1
+    assert refused > 15
+
+
+def test_a_row_that_was_not_asked_for(shelf: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = shelf.fetch("SELECT * FROM tag")
+    monkeypatch.setattr(shelf, "fetch", lambda sql, **parameters: rows)
+    with pytest.raises(IntegrityError, match="An index of table 'tag' is damaged: expected the row asked for"):
+        shelf.labels("a")
+
+
+def test_a_list_is_whole_or_none(shelf: Registry, raw: Callable[..., Any]) -> None:
+    raw("DELETE FROM adapter WHERE name = 'c'")
+    with pytest.raises(IntegrityError, match=r"Table 'adapter' is damaged: expected 5 rows, .* found 4"):
+        shelf.adapters()

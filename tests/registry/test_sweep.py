@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import blob_damage
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from lorareg.registry import sweep as sweep_module
 from lorareg.registry.certificate import Proof
 from lorareg.registry.encodings import claim_blobs
-from lorareg.registry.errors import MissingBlobError, OriginalGoneError, UnknownAdapterError
+from lorareg.registry.errors import IntegrityError, MissingBlobError, OriginalGoneError, UnknownAdapterError
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.prune import plan
 from lorareg.registry.store import Registry
@@ -222,8 +223,9 @@ def test_what_was_deleted_and_is_needed_is_missed(filled: Registry) -> None:
     with filled.writing() as session:
         session.connection().exec_driver_sql("DELETE FROM certificate")
         session.connection().exec_driver_sql("DELETE FROM encoding WHERE adapter_id = 1")
-    (problem,) = [finding for finding in filled.check() if finding.severity == "error"]
-    assert problem.problem == f"{WEIGHTS_FILE} of one@1 is missing from the blob store"
+    problems = [finding for finding in filled.check() if finding.severity == "error"]
+    assert [problem.what for problem in problems[:-1]] == ["table 'encoding'", "table 'certificate'"]  # the ledger's
+    assert problems[-1].problem == f"{WEIGHTS_FILE} of one@1 is missing from the blob store"
 
 
 # -- orphans -------------------------------------------------------------------------------------
@@ -280,3 +282,15 @@ def test_what_happened_while_orphans_were_listed_counts(
 def age(registry: Registry, sha256: str, days: int) -> None:
     path = registry.home / "blobs" / sha256[:2] / sha256[2:]
     os.utime(path, (time.time() - days * 86400,) * 2)
+
+
+def test_nothing_goes_because_the_row_that_named_it_is_damaged(filled: Registry, raw: Callable[..., Any]) -> None:
+    """Or lost: what is left of it would be deleted as nobody's."""
+    kept, damages = set(filled.blobs), ["UPDATE encoding SET sha256 = 'x' WHERE id = 1"]
+    damages += ["DELETE FROM certificate WHERE encoding_id = 1", "DELETE FROM encoding WHERE id = 1"]
+    for damage in damages:
+        raw(damage)
+        for act in (lambda: delete_orphans(filled, NO_GRACE), lambda: sweep(filled, NO_GRACE)):
+            with pytest.raises(IntegrityError, match="damaged"):
+                act()
+    assert set(filled.blobs) == kept
