@@ -104,6 +104,7 @@ def command(what: str, *argv: object, **environment: str) -> Doing:
 @contextmanager
 def running(folder: Path) -> Iterator[Faults]:
     """The shim, built, and a process under it."""
+    pytest.importorskip("starlette", reason="the extra `serve` is not installed")
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("faults are injected by a library made with a C compiler on Linux")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from scenes import Stage, staged
 
 PROPERTY = "torture"
 """Of a test's reports: its outcome, as JSON values."""
@@ -50,6 +51,13 @@ class Torture:
         assert self.outcome is not None, "say the promise first"
         assert runs > 0, "what was never tried has not held"
         self.outcome.runs, self.outcome.held = runs, True
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Where commands meet kills, power losses and failing disks; a registry to begin from is made once."""
+    with staged(tmp_path_factory.mktemp("stage")) as made:
+        yield made
 
 
 @pytest.fixture
