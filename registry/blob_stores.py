@@ -101,7 +101,7 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
     if _place(after).startswith(f"{_place(before)}/"):
         remedy = "Name one beside it: whoever deletes the one before would delete both."
         raise StoreError(store=url, reason=f"it lies within {before.place}", remedy=remedy)
-    before.owner, after.owner = None if remembered is None else identity, identity
+    after.owner = identity  # that before may be another's, which is a reason to move
     expect_free(after)
     after.expect_ours(claim=True)
     brought: dict[str, int | None] = {}  # bytes by digest; None for what was there
