@@ -73,9 +73,8 @@ def migrate(
         if moved.before == moved.after:
             lines.append(f"blobs are at {moved.after}; nothing to do")
         else:
-            lines.append(
-                f"{moved.copied} blobs ({size}) brought to {moved.after}; {moved.before} may go once you have looked"
-            )
+            rest = "may go once you have looked" if moved.may_go else "is another registry's and must stay"
+            lines.append(f"{moved.copied} blobs ({size}) brought to {moved.after}; {moved.before} {rest}")
     if to is not None:
         from lorareg.registry.backend import SQLITE, backend_at
         from lorareg.registry.copying import move_rows

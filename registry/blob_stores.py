@@ -37,6 +37,7 @@ class Moved:
     after: str
     copied: int
     copied_bytes: int
+    may_go: bool  # the place before, when somebody has looked; not where it is another registry's
 
 
 def asked_store() -> str | None:
@@ -97,11 +98,11 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
     )
     after = store_at(url, registry.home / BLOBS_FOLDER)
     if _place(after) == _place(before):
-        return Moved(before.place, before.place, 0, 0)
+        return Moved(before.place, before.place, 0, 0, may_go=False)
     if _place(after).startswith(f"{_place(before)}/"):
         remedy = "Name one beside it: whoever deletes the one before would delete both."
         raise StoreError(store=url, reason=f"it lies within {before.place}", remedy=remedy)
-    before.owner, after.owner = None if remembered is None else identity, identity
+    after.owner = identity  # that before may be another's, which is a reason to move
     expect_free(after)
     after.expect_ours(claim=True)
     brought: dict[str, int | None] = {}  # bytes by digest; None for what was there
@@ -124,7 +125,8 @@ def move_blobs(registry: Registry, url: str, reporter: Callable[[int], object]) 
         session.flush()
         bring()
     copied = [size_bytes for size_bytes in brought.values() if size_bytes is not None]
-    return Moved(before.place, url, len(copied), sum(copied))
+    may_go = remembered is None or before.read_owner() in (None, identity)
+    return Moved(before.place, url, len(copied), sum(copied), may_go)
 
 
 def expect_free(store: BlobStore) -> None:

@@ -67,7 +67,9 @@ def test_another_registry_is_refused_before_it_is_made(
     assert errors(home) == []
 
 
-def test_two_that_were_made_at_once(place: str, home: Path, tmp_path: Path, make_adapter: MakeAdapter) -> None:
+def test_two_that_were_made_at_once(
+    place: str, home: Path, tmp_path: Path, make_adapter: MakeAdapter, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both looked while it was nobody's. Who stores first has it; the other neither stores, lists nor deletes."""
     Registry.open(home, create=True).close()
     with Registry.open(tmp_path / "other", create=True) as other:
@@ -83,6 +85,15 @@ def test_two_that_were_made_at_once(place: str, home: Path, tmp_path: Path, make
             with pytest.raises(ForeignStoreError, match=rf"says \w{{32}}\..*write {other.identity()} there"):
                 act()
         assert other.adapters() == []
+    monkeypatch.delenv("LORAREG_STORE")
+    moved = run("migrate", "--store", f"file://{tmp_path}/elsewhere", "--home", tmp_path / "other")
+    assert "is another registry's and must stay" in moved.out
+    monkeypatch.setenv("LORAREG_STORE", f"file://{tmp_path}/elsewhere")
+    fill(tmp_path / "other", make_adapter("two", seed=2), "two")
+    with Registry.open(tmp_path / "other", create=False) as other:
+        delete_orphans(other, timedelta(0))
+    assert errors(tmp_path / "other") == []
+    monkeypatch.setenv("LORAREG_STORE", place)
     assert errors(home) == []
 
 
