@@ -141,7 +141,11 @@ def read_text(data: bytes) -> str:
 
 def _is_room_missing(error: sqlite3.Error) -> bool:
     """Whether it may be that a file could not be made; of another reason the next attempt tells as well."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_ROOM
+    return _code(error) in _NO_ROOM
+
+
+def _code(error: BaseException) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def database_error(home: Path, error: BaseException) -> RegistryError:
@@ -149,7 +153,7 @@ def database_error(home: Path, error: BaseException) -> RegistryError:
     reason, kind = str(error), RegistryError
     if reason == FORKED:
         return RegistryError(home=home, reason=reason, remedy=FORKED_REMEDY)
-    if "locked" in reason or "busy" in reason:
+    if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LockedError(home=home, reason=KEPT_BUSY, remedy=TRY_AGAIN)
     elif "disk I/O" in reason:
         remedy = "The disk may be full or failing: free some space, then run `lorareg check`."

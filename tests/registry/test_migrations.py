@@ -209,7 +209,7 @@ def test_the_lock_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sqlite_module, "LOCK_TIMEOUT_S", 0.1)
     with closing(sqlite3.connect(home / "open.lock", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(RegistryError, match="database is locked"):
+        with pytest.raises(RegistryError, match="kept its database busy"):
             Registry.open(home, create=True)
 
 

@@ -7,23 +7,37 @@ ingested. Who is in whose way waits; nobody is told of a lock.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lorareg.compress.contracts.contract import CompressOptions, Contract
 from lorareg.compress.materialize import restore_weights
+from lorareg.compress.pipeline import compress
+from lorareg.compress.progress import Silent
+from lorareg.compress.proofs.prune import prune
 from lorareg.compress.proofs.verify import check_encodings
+from lorareg.registry.peft_format import read_folder
 from lorareg.registry.report import build_report
 from lorareg.registry.store import Registry
-from lorareg.registry.types import WEIGHTS_FILE
+from lorareg.registry.sweep import delete_orphans, sweep
+from lorareg.registry.types import WEIGHTS_FILE, sha256_hex
 
 HAND = Path(__file__).with_name("hand.py")
 PATIENCE_S = 6 * 3600
+NO_GRACE = timedelta(0)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -105,3 +119,86 @@ def expect_all_there(home: Path, pool: Path, told: list[dict[str, Any]]) -> None
             database = sum(registry.fetch(f"{registry.backend.size_query}")[0].values())
         blobs = sum(blob.size_bytes for blob in registry.blobs.listed())
         assert on_disk == blobs + database
+
+
+@dataclass
+class Asked:
+    """What a server answered: how often with which status, and where the bytes were wrong."""
+
+    answers: Counter[int] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def served(home: Path, cache: Path) -> Iterator[str]:
+    """The address of `lorareg serve`, in a process of its own."""
+    command = [sys.executable, "-m", "lorareg.cli", "serve", "--home", str(home), "--port", "0", "--cache", str(cache)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        log = threading.Thread(target=process.stderr.read)  # a full pipe would stop the server
+        log.start()
+        try:
+            found = re.search(r"http://[^\s/]+", said)
+            assert found, said
+            yield found[0]
+        finally:
+            process.terminate()
+            log.join()
+
+
+def ask(url: str, home: Path, original: dict[str, str], asked: Asked, enough: threading.Event) -> None:
+    """Ask for every adapter's weights, again and again; they are exact whatever they are decoded from."""
+    paths = {f"{url}/{name}/resolve/main/{WEIGHTS_FILE}": digest for name, digest in original.items()}
+    while not enough.is_set():
+        for path, digest in paths.items():
+            try:
+                with urllib.request.urlopen(path, timeout=60) as answer:
+                    data, status = answer.read(), answer.status
+            except urllib.error.HTTPError as error:
+                asked.answers[error.code] += 1
+                asked.wrong.append(f"{path}: {error.code} {error.headers.get('X-Error-Message')}")
+                error.close()
+                continue
+            asked.answers[status] += 1
+            if sha256_hex(data) != digest:
+                asked.wrong.append(path)
+
+
+def test_a_server_while_others_write(torture: Any, tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
+    torture.promise(
+        "A server beside compress, prune, sweep and gc without a grace: every weights file is answered with its bytes, "
+        "the original's before and after it was let go of",
+        fixed=1,
+    )
+    pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+    rounds, home = torture.runs(2, 200), tmp_path / "home"
+    folders = [make_adapter(f"content-{number}", seed=number) for number in range(4)]
+    original = {folder.name: sha256_hex((folder / WEIGHTS_FILE).read_bytes()) for folder in folders}
+    with Registry.open(home, create=True) as registry:
+        for folder in folders:
+            registry.ingest(read_folder(folder), name=folder.name)
+    asked, enough = Asked(), threading.Event()
+    with served(home, tmp_path / "cache") as url:
+        asking = threading.Thread(target=ask, args=(url, home, original, asked, enough))
+        asking.start()
+        try:
+            for number in range(rounds):
+                with Registry.open(home, create=False) as registry:
+                    compress(registry, (), CompressOptions(Contract(tolerance=0.0), arch="none"), Silent())
+                    prune(registry, Silent())
+                    sweep(registry, NO_GRACE)
+                    assert registry.original(registry.adapter("content-0")) == "pruned"
+                    delete_orphans(registry, NO_GRACE)
+                    for folder in folders:  # once more, so that there is something to let go of
+                        registry.ingest(read_folder(folder), name=folder.name)
+                    if number % 2:
+                        for adapter in registry.adapters():
+                            registry.put_files(adapter, {"README.md": f"# Task\n\nCard {number}.\n".encode()})
+        finally:
+            enough.set()
+            asking.join()
+    assert asked.wrong == []
+    assert asked.answers.keys() == {200}
+    assert asked.answers[200] >= rounds
+    torture.held(asked.answers[200])
