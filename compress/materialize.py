@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from lorareg.compress.codec.codecs import LoadedGenerator, decode
 from lorareg.compress.codec.extras import Extras, unpack_extras
-from lorareg.compress.serving.adapt import Adapted, adapt
 from lorareg.compress.serving.engines import PEFT
 from lorareg.registry.card import mark_reconstructed
 from lorareg.registry.errors import IntegrityError, OutputExistsError, OutputInUseError
@@ -47,6 +46,7 @@ from lorareg.registry.types import (
 )
 
 if TYPE_CHECKING:
+    from lorareg.compress.serving.adapt import Adapted
     from lorareg.registry.unbundle import Parcel
 
 ADAPTER_FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, SAMPLES_FILE, EVAL_FILE, EVAL_SUMMARY_FILE}
@@ -132,6 +132,8 @@ def restore(
     weights = restore_weights(lookup, adapter, encoding)
     if profile == PEFT:
         return Restored(config, weights, None)
+    from lorareg.compress.serving.adapt import adapt
+
     layout = Layout.from_json(lookup.cohort(adapter.cohort_id).layout)
     adapted = adapt(profile, json.loads(config), layout, weights, f"adapter {adapter.ref!r}")
     return Restored(_dumped(adapted.config), adapted.weights, adapted)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +58,17 @@ def test_python_m_runs_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "lorareg.cli", "nosuch"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "No such command 'nosuch'" in done.stderr
+
+
+def test_giving_an_adapter_back_loads_only_what_decodes(run: Callable[..., Any], home: Path, tmp_path: Path) -> None:
+    """numpy.ma, which np.unique loads, and the forms of engines took a tenth of it."""
+    assert run("compress", "--arch", "none", "--home", home, "--quiet").exit_code == 0
+    arguments = ["materialize", "man-nl", "-o", str(tmp_path / "out"), "--home", str(home), "--quiet"]
+    code = (
+        f"import sys\nfrom lorareg.cli.main import main\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"lorareg.compress.codec.codecs", "constriction"} <= loaded
+    assert not loaded & {"numpy.ma", "lorareg.compress.serving.adapt", "torch", "sqlalchemy", "rich"}
