@@ -77,7 +77,8 @@ def test_many_hands_at_one_registry(
 ) -> None:
     torture.promise(
         "Processes that ingest, tag, describe, remove, pin, read and export, beside compress, prune, sweep and gc "
-        "without a grace: no error, no lock is seen, nothing acknowledged is lost, every byte is right"
+        "without a grace: no error, no lock is seen, nothing acknowledged is lost, every byte is right",
+        fixed=3,
     )
     hands, count = torture.runs(4, 16), torture.runs(15, 2000)
     pool = make_adapter("content-0", seed=0).parent
@@ -168,8 +169,7 @@ def ask(url: str, home: Path, original: dict[str, str], asked: Asked, enough: th
 def test_a_server_while_others_write(torture: Any, tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
     torture.promise(
         "A server beside compress, prune, sweep and gc without a grace: every weights file is answered with its bytes, "
-        "the original's before and after it was let go of",
-        fixed=1,
+        "the original's before and after it was let go of"
     )
     pytest.importorskip("starlette", reason="the extra `serve` is not installed")
     rounds, home = torture.runs(2, 200), tmp_path / "home"

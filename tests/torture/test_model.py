@@ -47,7 +47,7 @@ from lorareg.registry.replicate import blobs_to_copy, repair, replicate
 from lorareg.registry.store import Registry
 from lorareg.registry.sweep import delete_orphans, sweep
 from lorareg.registry.tokens import create_token, find_token, revoke_token
-from lorareg.registry.types import WEIGHTS_FILE, sha256_hex
+from lorareg.registry.types import CARD_FILE, WEIGHTS_FILE, sha256_hex
 from lorareg.registry.unbundle import import_bundle
 
 STEPS_A_RUN = 50
@@ -88,6 +88,7 @@ class Model:
     waiting: dict[int, dict[str, int | None]] = field(default_factory=dict)  # originals in quarantine, by seed
     gone: set[int] = field(default_factory=set)
     copied: set[int] = field(default_factory=set)  # generators with a second copy
+    cards: set[int] = field(default_factory=set)  # that were stored, and not taken away as nobody's
     steps: int = 0
 
     def of(self, name: str) -> list[Version]:
@@ -189,6 +190,7 @@ class Hands(RuleBasedStateMachine):
             self.model.versions.append(version)
         self.model.bring_back(seed)
         self.model.gone.discard(seed)
+        self.model.cards.add(card)
         assert (outcome.kind, outcome.adapter.ref) == (expected, version.ref)
 
     @precondition(lambda self: self.model.live())
@@ -374,7 +376,12 @@ class Hands(RuleBasedStateMachine):
     @rule(data=st.binary(min_size=1, max_size=8))
     def keep_house(self, data: bytes) -> None:
         """What no row names goes, and nothing else; whoever opens the registry anew finds it so."""
-        assert delete_orphans(self.registry, NO_GRACE) == []
+        used = {version.card for version in self.model.versions}
+        nobodys = {
+            sha256_hex((self.folders[0, card].path / CARD_FILE).read_bytes()) for card in self.model.cards - used
+        }
+        assert {one.sha256 for one in delete_orphans(self.registry, NO_GRACE)} == nobodys
+        self.model.cards &= used
         orphan = self.registry.blobs.put_bytes(b"orphan" + data)
         assert [one.sha256 for one in delete_orphans(self.registry, NO_GRACE)] == [orphan]
         self.registry.close()
