@@ -17,17 +17,17 @@ def cohorts(home: Home = None, as_json: AsJson = False, quiet: Quiet = False) ->
 
     rows: list[dict[str, Any]] = []
     with Reader(home) as registry:
+        counts = registry.cohort_counts()
         for cohort in registry.cohorts():
             generators = registry.generators(cohort.id)
-            adapters = {adapter.id for adapter in registry.adapters(cohort_id=cohort.id)}
-            encoded = adapters & {encoding.adapter_id for encoding in registry.encodings(cohort.id)}
+            adapters, encoded = counts.get(cohort.id, (0, 0))
             rows.append(
                 {
                     "name": cohort.name,
                     "base_model": cohort.base_model,
                     "layout_digest": cohort.layout_digest,
-                    "adapters": len(adapters),
-                    "encoded": len(encoded),
+                    "adapters": adapters,
+                    "encoded": encoded,
                     "generators": [f"{generator.arch} v{generator.version}" for generator in generators],
                 }
             )

@@ -291,6 +291,13 @@ class Lookup(ABC):
         rest = f"WHERE adapter.removed_at IS NULL GROUP BY {columns} ORDER BY {columns}"
         return [TaskBytes(**row) for row in self.fetch(f"SELECT {columns}, {sums} {_CURRENT} {rest}")]
 
+    def cohort_counts(self) -> dict[int, tuple[int, int]]:
+        """How many adapters that are not removed each cohort has, and how many of them have a code."""
+        counts = "COUNT(*) AS adapters, COUNT(encoding.id) AS encoded"
+        rest = "WHERE adapter.removed_at IS NULL GROUP BY adapter.cohort_id"
+        rows = self.fetch(f"SELECT adapter.cohort_id, {counts} {_CURRENT} {rest}")
+        return {row["cohort_id"]: (row["adapters"], row["encoded"]) for row in rows}
+
     def cohorts(self, damage: Damage | None = None) -> list[Cohort]:
         """Every cohort, by name; with `damage`, past damaged rows."""
         return self._past(damage, Cohort, "cohort", "ORDER BY name")

@@ -77,7 +77,7 @@ def test_damaged_rows_are_passed_over_and_told_at_the_end(
 
 
 def test_memory_does_not_grow_with_the_list(encoded_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten times the adapters, and no page more of them is held."""
+    """Ten times the adapters, and not twice the memory: a page, and what is kept of the one before."""
     from lorareg.registry.damage import Damage
     from lorareg.registry.rows import row_digest
 
@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_the_list(encoded_home: Path, capsys: pytest.C
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert count == last
-    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < 2 * peaks[0]
 
 
 def test_a_table_is_drawn_the_same_for_files_and_for_terminals(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorareg.registry import lookup as lookup_module
+from lorareg.registry.damage import Damage
 from lorareg.registry.errors import IntegrityError, LoraregError
 from lorareg.registry.lookup import TaskBytes
 from lorareg.registry.peft_format import read_folder
@@ -57,6 +58,12 @@ def test_the_newest_of_each_name_and_every_version_of_one(shelf: Registry) -> No
     assert [tag.label for tag in shelf.labels("b")] == ["stable"]
 
 
+def test_cohorts_are_counted_without_what_is_removed(shelf: Registry) -> None:
+    assert shelf.cohort_counts() == {1: (3, 1)}
+    shelf.remove(shelf.adapter("b@1"))
+    assert shelf.cohort_counts() == {1: (2, 0)}
+
+
 def test_what_each_name_takes(shelf: Registry) -> None:
     size = shelf.adapter("a").original_bytes
     assert shelf.task_bytes() == [
@@ -73,7 +80,18 @@ def test_both_readers_answer_alike(shelf: Registry) -> None:
         assert reader.task_bytes() == shelf.task_bytes()
         assert reader.labels("b") == shelf.labels("b")
         assert reader.generators() == shelf.generators() == []
-        assert reader.task_vectors_of([adapter.id for adapter in reader.adapters()], "text:test") == {}
+        ids = [adapter.id for adapter in shelf.adapters()]
+        shelf.put_task_vector(ids[1], "text:test", b"\1")
+        assert set(reader.task_vectors_of(ids, "text:test")) == {ids[1]}
+        assert reader.task_vectors_of(ids, "text:test") == shelf.task_vectors_of(ids, "text:test")
+        assert reader.listed([*ids[::-1], 99]) == shelf.listed(ids[::-1])
+        assert [one.adapter.id for one in reader.listed(ids[::-1])] == ids[::-1]
+        assert list(reader.texts()) == list(shelf.texts())
+        assert [task.name for tasks in reader.texts() for task in tasks] == ["a", "b"]
+        for every in (False, True):
+            found = [list(one.pages(Damage(), cohort_id=1, include_history=every)) for one in (reader, shelf)]
+            assert found[0] == found[1]
+            assert [len(page) for page in found[0]] == [5 if every else 2]
 
 
 def test_a_page_verifies_both_rows_of_each_line(shelf: Registry) -> None:
