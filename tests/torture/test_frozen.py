@@ -78,7 +78,8 @@ def expect_intact(name: str, home: Path, out: Path) -> int:
 
 
 def test_every_schema_and_codec_is_frozen(thawed: Thaw) -> None:
-    assert {name[:4] for name in NAMES} >= {"0001", "0002", "0003"}
+    older = {f"{number:04}" for number in range(1, int(SCHEMA_REVISION))}
+    assert {name[:4] for name in NAMES} >= older  # before a schema is replaced, `freeze.py` makes one of it
     codecs: set[str] = set()
     arches: set[str] = set()
     for name in NAMES:

@@ -90,7 +90,7 @@ def survivors(home: Path, content: bytes, act: Callable[[], object], ats: Iterat
     """Kill `act` at each moment of `ats`, the database being `content` again, until one is beyond its last."""
     database = home / "registry.sqlite"
     for at in ats:
-        for path in (*home.glob("registry.sqlite*"), home / "backups", home / "open.lock"):
+        for path in (*home.glob("registry.*"), home / "backups", home / "open.lock"):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         database.write_bytes(content)
         ended = run_killed(act, at, _count_moments)
