@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, TypeVar
 
 from lorareg.registry.blobs import CHUNK_BYTES, OWNER, BlobStore, StagedBlob, StoredBlob, blob_name, is_digest
 from lorareg.registry.errors import IntegrityError, MissingBlobError, MissingExtraError, StoreError
-from lorareg.registry.object_library import object_library, was_forked
 
 PART_BYTES = 16 << 20
 TRIES = 6
@@ -26,6 +25,9 @@ PAGE = 1000
 TIMEOUT_S = 60
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 Result = TypeVar("Result")
+
+_process: int | None = None
+"""The one that uses obstore."""
 
 
 class ObjectBlobs(BlobStore):
@@ -48,21 +50,22 @@ class ObjectBlobs(BlobStore):
         self._open()
 
     def _open(self) -> None:
-        """Once in each process: see `object_library`."""
-        try:
-            from tenacity import Retrying
-
-            api = object_library()
-        except (ImportError, OSError) as error:
-            if not was_forked():
-                raise MissingExtraError(feature="A store at a URL", package="obstore", extra="s3") from error
-            reason = f"this process was forked from one that had used it ({_first_line(error)})"
-            remedy = (
-                "Start processes anew (multiprocessing: spawn), or let TMPDIR be where libraries may be loaded from."
+        """In one process alone: obstore's threads serve every request, and a fork does not take them along."""
+        global _process
+        if _process not in (None, os.getpid()):
+            raise StoreError(
+                store=self.url,
+                reason="this process was forked from one that had used a store, whose threads did not come along",
+                remedy="Start processes anew (multiprocessing: spawn), or fork before the first use.",
             )
-            raise StoreError(store=self.url, reason=reason, remedy=remedy) from error
-        self._process = os.getpid()
-        self._api: Any = api
+        try:
+            import obstore
+            import obstore.store
+            from tenacity import Retrying
+        except ImportError as error:
+            raise MissingExtraError(feature="A store at a URL", package="obstore", extra="s3") from error
+        _process = os.getpid()
+        self._api: Any = obstore
         self._retrying = Retrying
         endpoint = next((os.environ[name] for name in ENDPOINT_VARIABLES if name in os.environ), None)
         options: Any = {
@@ -72,7 +75,9 @@ class ObjectBlobs(BlobStore):
         retries: Any = {"max_retries": TRIES, "retry_timeout": timedelta(seconds=2 * TIMEOUT_S)}
         config: Any = {"endpoint": endpoint} if endpoint else {}
         try:
-            self._store: Any = api.store.from_url(self.url, config=config, client_options=options, retry_config=retries)
+            self._store: Any = obstore.store.from_url(
+                self.url, config=config, client_options=options, retry_config=retries
+            )
         except Exception as error:  # obstore's own kinds and ValueError
             remedy = "Use s3://bucket/prefix, with AWS_REGION and credentials in the environment."
             raise StoreError(store=self.url, reason=_first_line(error), remedy=remedy) from error
@@ -236,7 +241,7 @@ class ObjectBlobs(BlobStore):
         """
         from tenacity import retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-        if self._process != os.getpid():
+        if _process != os.getpid():
             self._open()
         kinds = self._api.exceptions
         tries = self._retrying(

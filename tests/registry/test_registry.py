@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import sqlite3
-import threading
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -425,26 +425,36 @@ def test_tampering_with_a_row_is_noticed_and_not_signed_over(
             act()
 
 
-def ingest_worker(home: Path, paths: list[Path], barrier: threading.Barrier) -> None:
-    barrier.wait()
-    with Registry.open(home, create=True) as registry:
-        for path in paths:
-            registry.ingest(read_folder(path), name=path.name)
-            registry.ingest(read_folder(path), name="shared")
+INGEST = """
+import sys
+from pathlib import Path
+from lorareg.registry.peft_format import read_folder
+from lorareg.registry.store import Registry
+
+home, *paths = map(Path, sys.argv[1:])
+print("ready", flush=True)
+sys.stdin.readline()
+with Registry.open(home, create=True) as registry:
+    for path in paths:
+        registry.ingest(read_folder(path), name=path.name)
+        registry.ingest(read_folder(path), name="shared")
+"""
 
 
 def test_four_processes_ingest_at_once_into_a_registry_that_none_had_made(
     home: Path, make_adapter: MakeAdapter
 ) -> None:
     paths = [make_adapter(f"t{number}", seed=number) for number in range(8)]
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(4)
-    workers = [context.Process(target=ingest_worker, args=(home, paths[k::2], barrier)) for k in (0, 1, 0, 1)]
+    commands = [[sys.executable, "-c", INGEST, home, *paths[k::2]] for k in (0, 1, 0, 1)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    workers = [subprocess.Popen(list(map(str, command)), text=True, **pipes) for command in commands]  # type: ignore[call-overload]
     for worker in workers:
-        worker.start()
+        assert worker.stdout.readline() == "ready\n"
     for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    said = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4, said
     with Registry.open(home, create=False) as registry:
         assert len(registry.adapters()) == 16
         assert [adapter.version for adapter in registry.adapters(name="shared")] == list(range(1, 9))
