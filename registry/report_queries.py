@@ -9,7 +9,8 @@ With `only`, a set of names, nothing is asked of any other adapter's rows, nor o
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
+from contextlib import closing
 from enum import IntEnum
 from typing import Any
 
@@ -232,20 +233,21 @@ def referenced_digests(connection: Connection) -> set[str]:
 def orphan_bytes(connection: Connection, listed: Iterable[StoredBlob]) -> int:
     """Bytes of those of the store's blobs that no row names; both come by digest, so none are held."""
     total, name = 0, ""
-    named = _named(connection)
-    for blob in listed:
-        while name < blob.sha256:
-            name = next(named, LAST)
-        if name != blob.sha256:
-            total += blob.size_bytes
+    with closing(_named(connection)) as named:  # read to where the listing ends: PostgreSQL has more at hand
+        for blob in listed:
+            while name < blob.sha256:
+                name = next(named, LAST)
+            if name != blob.sha256:
+                total += blob.size_bytes
     return total
 
 
-def _named(connection: Connection) -> Iterator[str]:
+def _named(connection: Connection) -> Generator[str, None, None]:
     """The digest of every blob that any row names, in order."""
     digest = _references(None).c.sha256
     query = select(digest).distinct().order_by(digest)
-    yield from map(str, connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}).scalars())
+    with connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}) as rows:
+        yield from map(str, rows.scalars())
 
 
 def cohort_rows(connection: Connection) -> Sequence[RowMapping]:
