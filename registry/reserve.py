@@ -13,7 +13,7 @@ from pathlib import Path
 
 RESERVE_FILE = "reserve"
 RESERVE_BYTES = 1 << 20
-"""A sweep of a thousand blobs writes a quarter of it."""
+"""To let a thousand blobs go SQLite writes 0.4 MB, and to delete them 0.7 MB."""
 
 PIECE_BYTES = 1 << 14
 
