@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from lorareg.registry.blobs import BlobStore
-from lorareg.registry.errors import RegistryError, StoreError
+from lorareg.registry.errors import BlobsElsewhereError, RegistryError, StoreError
 from lorareg.registry.folder_blobs import FolderBlobs
 from lorareg.registry.home import (
     BLOBS_FOLDER,
@@ -64,7 +64,7 @@ def open_blobs(home: Path, remembered: str | None, identity: str | None) -> Blob
     if asked is not None and asked != remembered:
         place = f"at {remembered}" if remembered else "in its folder"
         remedy = f"Unset {STORE_VARIABLE}, or move them with `lorareg migrate --store {asked}`."
-        raise RegistryError(home=home, reason=f"its blobs are {place}, not at {asked}", remedy=remedy)
+        raise BlobsElsewhereError(home=home, reason=f"its blobs are {place}, not at {asked}", remedy=remedy)
     blobs = FolderBlobs(home / BLOBS_FOLDER) if remembered is None else store_at(remembered, home / BLOBS_FOLDER)
     blobs.remembered, blobs.owner = remembered, identity
     return blobs

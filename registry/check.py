@@ -15,7 +15,7 @@ from typing import Any
 
 from lorareg.registry import ledger
 from lorareg.registry.blobs import BlobStore
-from lorareg.registry.errors import IntegrityError, MissingBlobError, RegistryError
+from lorareg.registry.errors import BlobsElsewhereError, IntegrityError, MissingBlobError, RegistryError
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.rows import REFERENCES, every_row, row_name, verify_row
 from lorareg.registry.types import (
@@ -99,6 +99,8 @@ def _walk_rows(lookup: Lookup) -> Walk[Finding, None, Mapping[str, Rows] | None]
     try:
         yield from _database_problems(lookup)
         tables = _tables(lookup)
+    except BlobsElsewhereError:
+        raise
     except RegistryError as error:
         yield Finding("database", str(error.fields["reason"]), _BACKUP_REMEDY)
         return None

@@ -13,7 +13,7 @@ from lorareg.registry.backend import Backend
 from lorareg.registry.database import writing
 from lorareg.registry.errors import IntegrityError, RegistryError
 from lorareg.registry.files import sync_file, sync_folder
-from lorareg.registry.home import MOVED, POSTGRES_FILE
+from lorareg.registry.home import HEAD_FILE, MOVED, POSTGRES_FILE
 from lorareg.registry.ledger import TABLE as LEDGER
 from lorareg.registry.migrate import migrate
 from lorareg.registry.rows import verify_row
@@ -131,6 +131,7 @@ def _move_back(registry: Registry, backend: Sqlite) -> Moved:
         count = _copy(registry, fresh)
         file = fresh.finished()
         sync_file(file)
+        (registry.home / HEAD_FILE).unlink(missing_ok=True)  # of the file that was there before
         file.rename(backend.path)
     _forget_postgres(registry.home)
     return Moved(count, backend.name, None)

@@ -139,6 +139,12 @@ class LockedError(RegistryError):
     exit_code = 20  # one that may be tried again as it is
 
 
+class BlobsElsewhereError(RegistryError):
+    """Registry {home}: {reason}. {remedy}"""
+
+    exit_code = 20  # its rows are in order: the folder or the store is another's
+
+
 class NewerSchemaError(RegistryError):
     """Registry {home} was written by a newer lorareg (schema {found}, this one knows {expected}). Upgrade lorareg."""
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorareg.registry.backend import BASE_REVISION, KEPT_BUSY, TRY_AGAIN, WRITES, Backend, Fetch
 from lorareg.registry.errors import (
+    BlobsElsewhereError,
     BusyError,
     LockedError,
     LoraregError,
@@ -259,7 +260,7 @@ class Postgres(Backend):
                 "its database has lost the number of the folder that has its blobs, as a dump without comments does"
             )
             remedy = f"Have the database run: {say}, with the number in that folder's file {POSTGRES_FILE}."
-            raise RegistryError(home=self.home, reason=reason, remedy=remedy)
+            raise BlobsElsewhereError(home=self.home, reason=reason, remedy=remedy)
         from_a_copy = f"A folder that was brought back from a copy needs {expected} in its file {POSTGRES_FILE}."
         if found is None:
             reason = "the blobs of its database are in another folder, that of the machine where the registry was made"
@@ -267,7 +268,7 @@ class Postgres(Backend):
                 "Have them where every machine reaches them: there, run `lorareg migrate --store s3://bucket/prefix`; "
             )
             remedy += f"or share that folder, and name it with --home. {from_a_copy}"
-            raise RegistryError(home=self.home, reason=reason, remedy=remedy)
+            raise BlobsElsewhereError(home=self.home, reason=reason, remedy=remedy)
         if found != expected:
             raise self._not_together(f"Name the two that do. {from_a_copy}")
 
@@ -277,9 +278,9 @@ class Postgres(Backend):
         found = path.read_text(errors="replace").strip() if path.is_file() else ""
         return found if _NUMBER.fullmatch(found) else None
 
-    def _not_together(self, remedy: str) -> RegistryError:
+    def _not_together(self, remedy: str) -> BlobsElsewhereError:
         reason = f"its blobs are not those of the database that {DATABASE_VARIABLE} names"
-        return RegistryError(home=self.home, reason=reason, remedy=remedy)
+        return BlobsElsewhereError(home=self.home, reason=reason, remedy=remedy)
 
     def back_up(self, revision: str) -> None:
         return None

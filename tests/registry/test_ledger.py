@@ -155,6 +155,7 @@ def test_a_second_copy_has_one_of_its_own(filled: Registry, tmp_path: Path, monk
         replicate(filled, str(tmp_path / "copy"), False, lambda n: None)
         with monkeypatch.context() as here:
             here.delenv("LORAREG_DATABASE", raising=False)
+            here.delenv("LORAREG_STORE", raising=False)
             with Registry.open(tmp_path / "copy", create=False) as copy:
                 assert problems(copy) == []
                 for name in range(9):  # it comes further than what it is a copy of
