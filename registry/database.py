@@ -44,3 +44,5 @@ def writing(engine: Engine, backend: Backend) -> Iterator[Session]:
             backend.acknowledge(session.info[LEDGER_NUMBER])
     except DBAPIError as error:
         raise backend.error(error.orig or error) from error
+    except UnicodeDecodeError as error:  # as above
+        raise backend.error(error) from error

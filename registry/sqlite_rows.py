@@ -23,6 +23,9 @@ from lorareg.registry.errors import LockedError, RegistryError, RegistryRefusedE
 from lorareg.registry.forks import FORKED, FORKED_REMEDY, OwnConnection, at_fork, busy
 from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_FILE
 
+REFUSALS = (sqlite3.Error, OverflowError, UnicodeDecodeError)
+"""What a question ends in; the last two where the file is damaged: what SQLite says of it need not be text."""
+
 _NO_ROOM = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN}
 
 
@@ -43,7 +46,7 @@ class SqliteRows:
     def _opened(self) -> sqlite3.Connection | None:
         try:
             return _connect_shared(self.home)
-        except sqlite3.Error as error:
+        except REFUSALS as error:
             if not _is_room_missing(error):
                 raise database_error(self.home, error) from error
             return None
@@ -66,7 +69,7 @@ class SqliteRows:
         try:
             with self._in_use, self._connection() as connection:
                 return [dict(row) for row in connection.execute(sql, parameters).fetchall()]
-        except (sqlite3.Error, OverflowError) as error:  # whatever a damaged file makes of a question
+        except REFUSALS as error:
             raise database_error(self.home, error) from error
 
     def freeze(self) -> None:
@@ -77,7 +80,7 @@ class SqliteRows:
             with self._in_use, self._connection() as connection:
                 connection.execute("BEGIN")
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # it begins with its first look
-        except sqlite3.Error as error:
+        except REFUSALS as error:
             raise database_error(self.home, error) from error
 
     def close(self) -> None:
@@ -124,7 +127,7 @@ def _read_something(connection: sqlite3.Connection) -> sqlite3.Connection:
     connection.row_factory, connection.text_factory = sqlite3.Row, read_text
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-    except sqlite3.Error:
+    except REFUSALS:
         connection.close()
         raise
     return connection
@@ -139,7 +142,7 @@ def read_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _is_room_missing(error: sqlite3.Error) -> bool:
+def _is_room_missing(error: BaseException) -> bool:
     """Whether it may be that a file could not be made; of another reason the next attempt tells as well."""
     return _code(error) in _NO_ROOM
 

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,16 @@ def test_what_a_full_disk_makes_sqlite_say(home: Path) -> None:
     error = database_error(home, sqlite3.OperationalError("disk I/O error"))
     assert isinstance(error, RegistryRefusedError)
     assert "the database says: disk I/O error. The disk may be full or failing: free some space" in str(error)
+
+
+@pytest.mark.sqlite_alone
+def test_what_sqlite_says_of_damage_need_not_be_text(filled: Registry, home: Path) -> None:
+    """It quotes the name of a table that has a flipped bit."""
+    filled.close()
+    path = home / "registry.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path.write_bytes(path.read_bytes().replace(b"tabletagtag", b"tablet\xe5gtag"))
+    for act in (lambda: Reader(home), lambda: Registry.open(home, create=False)):
+        with pytest.raises(RegistryError, match=r"the database says: .*Run `lorareg check`"):
+            act()
