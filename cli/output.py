@@ -35,6 +35,7 @@ BYTE_KINDS = {
     "superseded": "older codes and generators",
     "retired": "pruned, until the grace is over",
     "orphans": "unreferenced files",
+    "reserve": "space kept for deleting",
 }
 """What a report calls each kind of bytes, in words."""
 

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, RowMapping
 from lorareg.registry import report_queries as queries
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.report_queries import Names, Use
+from lorareg.registry.reserve import reserve_bytes
 
 UNCOMPRESSED = "original"
 """The tier shown for an adapter that has no encoding: its weights are stored as they came."""
@@ -52,6 +53,7 @@ MEANING: dict[str, str] = {
     "superseded": "older codes, and generators that no code uses",
     "retired": "originals, older codes and generators that were pruned, until the grace is over",
     "orphans": "files in the blob store that no row names",
+    "reserve": "space that is kept back, so that on a full disk something can still be deleted",
 }
 
 
@@ -306,8 +308,10 @@ def _totals(connection: Connection, lookup: Lookup, cohorts: Sequence[CohortRepo
         "superseded": uses[Use.SUPERSEDED],
         "retired": uses[Use.RETIRED],
         "orphans": 0,
+        "reserve": 0,
     }
     if only is None:
+        beside["reserve"] = reserve_bytes(lookup.home)
         beside["orphans"] = queries.orphan_bytes(connection, lookup.blobs.listed())
         stored["database_overhead"] = max(
             0, queries.database_bytes(connection, lookup.backend) - vectors - certificates - rows

@@ -18,6 +18,12 @@ RESERVE_BYTES = 1 << 20
 PIECE_BYTES = 1 << 14
 
 
+def reserve_bytes(home: Path) -> int:
+    """How much is kept back now."""
+    path = home / RESERVE_FILE
+    return path.stat().st_size if path.exists() else 0
+
+
 def keep_reserve(home: Path) -> None:
     """Keep a reserve, as much of it as there is room for."""
     path = home / RESERVE_FILE

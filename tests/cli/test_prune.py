@@ -64,6 +64,7 @@ def test_from_originals_to_codes_alone_and_what_is_said_of_them(run: Run, coded:
         == sum(f.stat().st_size for f in (coded / "blobs").rglob("*") if f.is_file())
         + (totals["stored"]["task_vectors"] + totals["stored"]["certificates"] + totals["stored"]["rows"])
         + totals["stored"]["database_overhead"]
+        + totals["beside"]["reserve"]
     )
 
 

@@ -23,7 +23,9 @@ def test_parts_add_up_to_all_bytes_on_disk(encoded_home: Path) -> None:
     totals = report_of(encoded_home).totals
     blobs = sum(file.stat().st_size for file in (encoded_home / "blobs").rglob("*") if file.is_file())
     database = (encoded_home / "registry.sqlite").stat().st_size
-    assert totals.on_disk_bytes == blobs + database
+    reserve = (encoded_home / "reserve").stat().st_size
+    assert totals.on_disk_bytes == blobs + database + reserve
+    assert totals.beside["reserve"] == reserve
     assert totals.stored_bytes == sum(totals.stored.values())
 
 
