@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from lorareg.registry import postgres as postgres_module
 from lorareg.registry import sqlite as sqlite_module
@@ -20,6 +21,7 @@ from lorareg.registry.bundle import make_bundle, selected, write_bundle
 from lorareg.registry.bundle_file import BundleFile
 from lorareg.registry.errors import BusyError, RegistryError
 from lorareg.registry.peft_format import read_folder
+from lorareg.registry.schema import AdapterFileRow, AdapterRow
 from lorareg.registry.store import Registry
 from lorareg.registry.sweep import delete_orphans, sweep
 from lorareg.registry.unbundle import import_bundle
@@ -74,8 +76,10 @@ def test_what_is_imported_stays_however_often_is_swept(
     write_bundle(make_bundle(registry, selected(registry, [], []), originals=True), registry.blobs.get, written, abs)
     (tmp_path / "bundle.tar").write_bytes(written.getvalue())
     with registry.writing() as session:
-        for table in ("adapter_file", "adapter"):
-            session.connection().exec_driver_sql(f"DELETE FROM {table}")
+        for model in (AdapterFileRow, AdapterRow):
+            for row in session.scalars(select(model)):
+                session.delete(row)
+            session.flush()
     swept = request.getfixturevalue("swept_at_once")
     with BundleFile.open(tmp_path / "bundle.tar") as bundle:
         done = import_bundle(registry, bundle, lambda parcel, read: "", lambda _: None)
