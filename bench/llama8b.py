@@ -249,7 +249,7 @@ class Bench:
             tables = [quantise_tensor(np.asarray(t, float), 14) for f in drawn for t in (f.a, f.b.T)]
             exponents = tuple(table.exponent + 10 for table in tables)
             generator = Generator("mean", "raw", "", 0, 0, {}, exponents, {}, tuple(tables))
-            loaded = LoadedGenerator(sha256_hex(str(index).encode()), generator)
+            loaded = LoadedGenerator(sha256_hex(str(index).encode()), generator, original.layout)
             draft = Draft(loaded, EMPTY, EMPTY, lambda original=original: original.factors)
             codes.append(len(encode(original, draft, TOLERANCE, self.mean_plan.step).code))
         return {"code_bytes": mean(codes), "captured": self._captured(hidden)}

@@ -109,6 +109,10 @@ class Backend(ABC):
     def problems(self, fetch: Fetch) -> Iterator[tuple[str, str]]:
         """What the database itself finds wrong, and with what."""
 
+    def remarks(self) -> Iterator[tuple[str, str]]:
+        """What is worth knowing beside the database, and of what, though nothing of it is wrong."""
+        yield from ()
+
     @abstractmethod
     def error(self, error: BaseException) -> RegistryError:
         """What the database said, and what to do about it."""

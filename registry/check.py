@@ -72,6 +72,8 @@ Rows = Sequence[Mapping[str, Any]]
 def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
     """Yield every problem found, in the order of the walk; `read_data` also hashes every blob."""
     tables = yield from _walk_rows(lookup)
+    for what, remark in lookup.backend.remarks():
+        yield Finding(what, remark, "The next change writes it.", severity="information")
     if tables is None:
         return
     yield from _reference_problems(tables)

@@ -50,10 +50,19 @@ class FolderBlobs(BlobStore):
 
     def put_owner(self, owner: str) -> None:
         path = self.root / OWNER
-        self.root.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError), open(path, "x") as file:
-            file.write(f"{owner}\n")
-        sync_file(path)
+        self.tmp.mkdir(parents=True, exist_ok=True)
+        fresh = self.tmp / f"{OWNER}.{os.urandom(8).hex()}"
+        fresh.write_text(f"{owner}\n")
+        sync_file(fresh)
+        try:
+            os.link(fresh, path)  # whole or not at all, and never over another's
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not path.exists():
+                fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
         sync_folder(self.root)
 
     def pieces(self, digest: str, *, lasting: bool = False) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ SQLite drops what it cannot read at the end of its log without a word, and an ol
 newest; what both have lost is acknowledged all the same. The file here is written after each commit and is therefore
 never ahead of it; a database whose ledger has a lower number has lost changes.
 
-It is not flushed: after a power loss it may be behind, which only makes it less strict.
+It is not flushed: after a power loss it may be behind or no number at all, which only makes it less strict.
 """
 
 from __future__ import annotations

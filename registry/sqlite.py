@@ -98,10 +98,12 @@ class Sqlite(Backend):
             (answer,) = row.values()
             if answer != "ok":
                 yield "database", f"SQLite finds: {answer}"
+
+    def remarks(self) -> Iterator[tuple[str, str]]:
         try:
             read_head(self.home)
         except ValueError as error:
-            yield HEAD_FILE, f"{error}; until it is written again, lost changes would not be missed"
+            yield HEAD_FILE, f"{error}, as after a power loss; until it is written again, lost changes are not missed"
 
     def error(self, error: BaseException) -> RegistryError:
         return database_error(self.home, error)

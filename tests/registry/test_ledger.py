@@ -204,7 +204,8 @@ def test_every_bit_of_the_head(filled: Registry, home: Path) -> None:
         with pytest.raises(ValueError, match="does not hash"):
             read_head(home)
     with Registry.open(home, create=False) as registry:
-        (found,) = problems(registry)
-        assert found.startswith("registry.head: registry.head does not hash to what it says")
+        (found,) = registry.check()
+        assert (found.what, found.severity) == ("registry.head", "information")
+        assert found.problem.startswith("registry.head does not hash to what it says")
         registry.remember("x", 1)
-        assert problems(registry) == []
+        assert list(registry.check()) == []

@@ -167,7 +167,8 @@ class Hand:
 
     def look(self) -> None:
         with Reader(self.home) as reader:
-            for adapter in self.random.sample(reader.adapters(), min(8, len(reader.adapters()))):
+            adapters = reader.adapters()
+            for adapter in self.random.sample(adapters, min(8, len(adapters))):
                 self.attempt("look", lambda adapter=adapter, reader=reader: self.expect_given(reader, adapter))
 
     def check(self) -> None:
