@@ -24,12 +24,14 @@ import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bundle import RUN, make_adapter
 from results import Row, machine, print_table, write_json
+from serve import served
 
 from lorareg.registry.backend import backend_of
 from lorareg.registry.damage import Damage
@@ -343,7 +345,30 @@ def real(work: Path, count: int) -> Row:
     for name, words in commands.items():
         found |= {f"{name}_{key}": value for key, value in ran(words).items()}
     found["ingest_per_s"] = round(count / found["ingest_s"], 1)
-    return found
+    return found | served_each(work, home)
+
+
+def served_each(work: Path, home: Path) -> Row:
+    """A server that is asked for every adapter once: its memory after the first hundred, and after all."""
+    with Reader(home) as reader:
+        names = reader.names()
+    (work / "home").symlink_to(home)
+    with served(work, {}, only_ours=True) as (server,):
+        connection = HTTPConnection("127.0.0.1", server.port)
+        started, after_some = time.perf_counter(), 0
+        for number, name in enumerate(names):
+            connection.request("GET", server.path.format(task=name))
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200, (name, answer.status)
+            if number == 99:
+                after_some = server.memory_bytes()
+        elapsed_s, after_all = time.perf_counter() - started, server.memory_bytes()
+    return {
+        "serve_per_s": round(len(names) / elapsed_s, 1),
+        "serve_mb_after_100": round(after_some / 1e6),
+        "serve_mb_after_all": round(after_all / 1e6),
+    }
 
 
 if __name__ == "__main__":
