@@ -122,3 +122,10 @@ def test_a_connection_goes_on_while_it_asks(served: Any) -> None:
                 answer += client.recv(4096)
             time.sleep(0.1)
         assert served.connections == 1
+
+
+def test_a_small_answer_does_not_wait_for_its_head_to_be_heard() -> None:
+    with listen.listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
