@@ -15,7 +15,7 @@ from results import print_table, write_json
 
 from lorareg.compress.tasks.search import search_by_text, search_by_vector
 from lorareg.compress.tasks.task_vectors import SentenceEncoder, find_sentence_model
-from lorareg.registry.lookup import TaskText
+from lorareg.registry.listings import TaskText
 from lorareg.registry.peft_format import read_folder
 
 QUERIES = {

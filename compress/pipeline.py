@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -23,7 +23,7 @@ from lorareg.compress.codec.codecs import LoadedGenerator
 from lorareg.compress.contracts.contract import DEFAULT_TOLERANCE, CompressOptions, Contract
 from lorareg.compress.contracts.gate import Ask
 from lorareg.compress.contracts.judge import Judge, Judges
-from lorareg.compress.contracts.source import Source, refusal, source_of
+from lorareg.compress.contracts.source import Source
 from lorareg.compress.crew.jobs import Workplace
 from lorareg.compress.crew.solo import CodingTeam, Crew, Solo
 from lorareg.compress.factors.canonical import group_by_init
@@ -36,17 +36,15 @@ from lorareg.compress.planning.coordinates import EMPTY, Turned, covers, latent_
 from lorareg.compress.planning.plan import Members, Plan, sample_places
 from lorareg.compress.planning.team import Trial, train_module
 from lorareg.compress.progress import Reporter
-from lorareg.compress.proofs.verify import prove_again
 from lorareg.compress.recording import Drawn, Recorder
+from lorareg.compress.selection import Selection
 from lorareg.compress.tasks.describe import TaskVectors
 from lorareg.registry.damage import Damage
 from lorareg.registry.errors import IntegrityError, NothingToDoError
-from lorareg.registry.lookup import Listed
 from lorareg.registry.store import Registry
 from lorareg.registry.types import (
     Adapter,
     Cohort,
-    Encoding,
     Layout,
     NewGenerator,
     Tier,
@@ -122,9 +120,9 @@ def _compress(
         raise NothingToDoError(message=f"There are no adapters in {registry.home}. Run `lorareg ingest PATH` first.")
     judges = Judges(registry, options.base_model, options.seed, reporter)
     summaries: dict[int, CohortSummary] = {}
-    sizes = registry.cohort_sizes()
+    counts = registry.cohort_counts()
     # The largest come first: they have generators to lend to the others.
-    for cohort in sorted(chosen, key=lambda cohort: -sizes.get(cohort.id, 0)):
+    for cohort in sorted(chosen, key=lambda cohort: -counts.get(cohort.id, (0, 0))[0]):
         with found.passed_over():
             asks_model = options.needs_model and Layout.from_json(cohort.layout).is_linear
             judge = judges.of(cohort.base_model, options.model_option) if asks_model else None
@@ -166,11 +164,11 @@ class _CohortRun:
         self.vectors = TaskVectors(registry, options.base_model, reporter)
         self.messages: list[str] = []
         self.recorder = Recorder(registry, cohort, self.contract, reporter, self.messages)
-        self.generators = registry.generators(cohort.id, damage)
+        self.selection = Selection(registry, cohort, self.options, self.contract, damage, self.messages)
 
     def run(self) -> CohortSummary:
         """Encode what needs it and sum up."""
-        listed = list(self._listed())
+        listed = list(self.selection.listed())
         adapters = [one.adapter for one in listed if one.adapter.removed_at is None]
         current = {one.adapter.id: one.encoding for one in listed if one.encoding is not None}
         if self.options.needs_model and self.judge is None and self.layout.slots:
@@ -181,16 +179,13 @@ class _CohortRun:
             return self._summary(adapters, 0)
         if not self.layout.slots and adapters:
             self.messages.append("nothing in it is a factor of LoRA, so it is kept exactly")
-        too_large = any(self._exceeds_cap(encoding) for encoding in current.values())
+        too_large = any(self.selection.exceeds_cap(encoding) for encoding in current.values())
         if not self.contract.asked and (self.options.retrain or too_large):
             # Nobody asked for a coarser contract than the tightest one given before.
             held = [json.loads(encoding.tolerance) for encoding in current.values()]
             given = [float(one["relative_error"]) for one in held if one.keys() == {"relative_error"}]
             self.tolerance = min(given, default=DEFAULT_TOLERANCE)
-        settled = {adapter.id: self._settled(adapter, current.get(adapter.id)) for adapter in adapters}
-        self._certify([adapter for adapter in adapters if settled[adapter.id]], current)
-        tasks = self._allowed(self._sources((a for a in adapters if not settled[a.id]), current))
-        self._tell_of_dropped(current[task.adapter.id] for task in tasks if task.adapter.id in current)
+        tasks = self.selection.due(adapters, current, self.tolerance)
         left = self._encode_with_existing(tasks) if not self.options.retrain else tasks
         lenders = self._lenders() if left else []
         for group in _groups(left):
@@ -200,89 +195,6 @@ class _CohortRun:
             self.messages.append("every adapter is encoded already; another contract or --retrain starts over")
         return self._summary(adapters, len(tasks))
 
-    def _listed(self) -> Iterator[Listed]:
-        """The cohort's adapters, removed ones too, and their current encodings: of which neither is damaged."""
-        for page in self.registry.pages(self.damage, cohort_id=self.cohort.id, include_history=True):
-            yield from page
-
-    def _sources(self, adapters: Iterable[Adapter], current: Mapping[int, Encoding]) -> Iterator[Source]:
-        """What adapters are encoded from, of those whose other rows are not damaged either."""
-        for adapter in adapters:
-            with self.damage.passed_over():
-                self.registry.files(adapter)
-                self.registry.task_vectors(adapter.id)
-                yield source_of(self.registry, adapter, self.layout, current.get(adapter.id))
-
-    def _tell_of_dropped(self, replaced: Iterable[Encoding]) -> None:
-        """Where nobody named a contract, adapters encoded anew are held to their weights alone: say so."""
-        held = [json.loads(encoding.tolerance).keys() - {"relative_error", "distilled"} for encoding in replaced]
-        dropped = sorted(set().union(*held))
-        if dropped and not self.contract.asked:
-            count = sum(bool(names) for names in held)
-            self.messages.append(
-                f"{count} adapters encoded anew were held to {' and '.join(dropped)}, and are now held to "
-                f"weight={self.tolerance:g}; name the contract again to have it back"
-            )
-
-    def _allowed(self, sources: Iterable[Source]) -> list[Source]:
-        """Those that may be encoded again; of the others, says why not."""
-        allowed = []
-        for source in sources:
-            reason = refusal(source, self.contract, self.tolerance)
-            if reason:
-                self.messages.append(f"{source.adapter.ref} stays as it is: {reason}")
-            else:
-                allowed.append(source)
-        return allowed
-
-    def _settled(self, adapter: Adapter, encoding: Encoding | None) -> bool:
-        """Whether an adapter can stay as it is stored."""
-        if encoding is None:
-            return False
-        if self._is_intact(encoding):
-            held = json.loads(encoding.tolerance)
-            same = all(held.get(name) == value for name, value in self.contract.asked.items())
-            return same and not self.options.retrain and not self._exceeds_cap(encoding)
-        if self.registry.original(adapter) == "pruned":
-            self.messages.append(
-                f"{adapter.ref} is damaged and its original is gone; `lorareg replicate LOCATION --repair` brings it "
-                "back from a second copy"
-            )
-            return True
-        return False
-
-    def _certify(self, settled: Sequence[Adapter], current: Mapping[int, Encoding]) -> None:
-        """Prove codes that have no certificate: older versions recorded it after the code, and could be stopped."""
-        there = self.registry.certificates_of([current[adapter.id].id for adapter in settled])
-        for adapter in settled:
-            if current[adapter.id].id in there:
-                continue
-            with self.damage.passed_over():
-                if self.registry.original(adapter) == "kept":
-                    self.registry.certify(adapter, *prove_again(self.registry, adapter))
-                    self.messages.append(f"{adapter.ref} had no certificate and has one now")
-
-    def _exceeds_cap(self, encoding: Encoding) -> bool:
-        """Whether an encoding needs a generator that is larger than a generator may be now."""
-        if self.options.generator_budget is None or encoding.generator_id is None:
-            return False
-        return any(self._is_too_large(record) for record in self.generators if record.id == encoding.generator_id)
-
-    def _is_too_large(self, record: GeneratorRecord) -> bool:
-        most_bytes = self.options.generator_budget
-        return most_bytes is not None and record.size_bytes > most_bytes
-
-    def _is_intact(self, encoding: Encoding) -> bool:
-        """Whether an encoding's bytes are those that were recorded; says so where they are not."""
-        try:
-            self.registry.blobs.verify(encoding.sha256)
-            if encoding.generator_id is not None:
-                self.registry.blobs.verify(self.registry.generator(encoding.generator_id).sha256)
-        except IntegrityError as error:
-            self.messages.append(f"encoded anew because stored bytes are damaged: {error.fields.get('what', error)}")
-            return False
-        return True
-
     # -- with a generator that exists -----------------------------------------------------------
 
     def _encode_with_existing(self, tasks: Sequence[Source]) -> list[Source]:
@@ -290,12 +202,12 @@ class _CohortRun:
         left = list(tasks)
         if self.options.arch == NONE or self.tolerance == 0:
             return left
-        for record in reversed(self.generators):
+        for record in reversed(self.selection.own_generators):
             if not left:
                 break
             if self.options.arch not in ("auto", record.arch):
                 continue
-            if self._is_too_large(record):
+            if self.selection.is_too_large(record):
                 self.messages.append(
                     f"generator {_label(record)} is not used: its file takes {record.size_bytes} bytes"
                 )
@@ -318,7 +230,8 @@ class _CohortRun:
 
     def _owed(self, record: GeneratorRecord, adapter_ids: Collection[int]) -> float:
         """A generator's bytes, by how many of its users are encoded anew: to adapters that come later it is free."""
-        users = [one.adapter.id for one in self._listed() if one.encoding and one.encoding.generator_id == record.id]
+        encodings = (one.encoding for one in self.selection.listed() if one.encoding is not None)
+        users = [encoding.adapter_id for encoding in encodings if encoding.generator_id == record.id]
         again = sum(user in adapter_ids for user in users)
         return record.size_bytes * again / len(users) if users else 0.0
 
@@ -349,7 +262,7 @@ class _CohortRun:
             return []
 
         def may_use(record: GeneratorRecord) -> bool:
-            return self.options.arch in ("auto", record.arch) and not self._is_too_large(record)
+            return self.options.arch in ("auto", record.arch) and not self.selection.is_too_large(record)
 
         return find_lenders(self.registry, self.cohort, may_use, self.damage)
 
@@ -440,7 +353,7 @@ class _CohortRun:
             self.messages.append(f"every code is smaller without {_label(record)}, so none uses it")
 
     def _summary(self, adapters: Sequence[Adapter], encoded: int) -> CohortSummary:
-        encodings = [one.encoding for one in self._listed() if one.encoding is not None]
+        encodings = [one.encoding for one in self.selection.listed() if one.encoding is not None]
         used = {encoding.generator_id for encoding in encodings}
         records = [record for record in self.registry.generators(damage=self.damage) if record.id in used]
         own = [record for record in records if record.cohort_id == self.cohort.id]

@@ -13,16 +13,12 @@ by `check`.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from lorareg.registry import ledger
-from lorareg.registry.backend import Backend, Rows
+from lorareg.registry.backend import Rows
 from lorareg.registry.blobs import BlobStore
 from lorareg.registry.damage import Damage
 from lorareg.registry.errors import (
@@ -35,8 +31,9 @@ from lorareg.registry.errors import (
     UnknownGeneratorError,
 )
 from lorareg.registry.home import IDENTITY, STORE
+from lorareg.registry.listings import Listings
 from lorareg.registry.names import Ref, parse_ref, suggest
-from lorareg.registry.rows import expect_asked, expect_count, expect_whole, misled, record_from_row
+from lorareg.registry.row_reading import given
 from lorareg.registry.types import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -56,22 +53,6 @@ from lorareg.registry.types import (
     Whereabouts,
 )
 
-Record = TypeVar("Record")
-
-
-NAMES_A_QUERY = 500
-ROWS_A_PAGE = 200
-TEXTS_A_PAGE = 4096
-_CURRENT = "FROM adapter LEFT JOIN encoding ON encoding.adapter_id = adapter.id AND encoding.superseded_at IS NULL"
-_IS_LATER = "later.name = adapter.name AND later.version > adapter.version AND later.removed_at IS NULL"
-_PARTS = {
-    table: [(column, f"{table}_{column}") for column in (*(field.name for field in fields(record)), "row_digest")]
-    for table, record in (("adapter", Adapter), ("encoding", Encoding))
-}
-_LISTED = ", ".join(f"{table}.{column} AS {label}" for table, columns in _PARTS.items() for column, label in columns)
-"""The columns of both tables side by side, told apart by their table's name."""
-
-NOTHING: Mapping[str, object] = {}
 _LIVE: Mapping[str, object] = {"removed_at": None}
 _NEWEST = " UNION ALL ".join(
     f"SELECT * FROM (SELECT adapter.* FROM {tables} adapter.name = :name AND adapter.removed_at IS NULL "
@@ -84,45 +65,8 @@ _NEWEST = " UNION ALL ".join(
 """The newest version of a name, found by two indexes that do not fail together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A version of an adapter and its current encoding, if it has one."""
-
-    adapter: Adapter
-    encoding: Encoding | None
-
-    @property
-    def stored_bytes(self) -> int:
-        """Of its code, or of its weights while it has none; what it shares with others is not in it."""
-        return self.adapter.original_bytes if self.encoding is None else self.encoding.size_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TaskBytes:
-    """What the versions under one name that use one generator, or none, take."""
-
-    name: str
-    cohort_id: int
-    generator_id: int | None
-    versions: int
-    original_bytes: int
-    stored_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class TaskText:
-    """What a task's newest version says of itself, to be searched in: not verified, as what is found will be."""
-
-    id: int
-    name: str
-    description: str
-
-
-class Lookup(ABC):
+class Lookup(Listings):
     """The read-only half of a registry."""
-
-    home: Path
-    backend: Backend
 
     @cached_property
     def blobs(self) -> BlobStore:
@@ -152,10 +96,6 @@ class Lookup(ABC):
             yield _Snapshot(self, rows, blobs)
         finally:
             rows.close()
-
-    @abstractmethod
-    def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
-        """Run a SELECT with `:named` parameters and return its rows."""
 
     def fetch_together(self, statements: Sequence[str]) -> list[Sequence[Mapping[str, Any]]]:
         """Run several SELECTs that see one moment."""
@@ -197,7 +137,7 @@ class Lookup(ABC):
         self, cohort_id: int | None = None, name: str | None = None, include_removed: bool = False
     ) -> list[Adapter]:
         """Adapters by name and version; those of one cohort or of one name if asked for."""
-        asked = {**_given(cohort_id=cohort_id, name=name), **({} if include_removed else _LIVE)}
+        asked = {**given(cohort_id=cohort_id, name=name), **({} if include_removed else _LIVE)}
         if cohort_id is None and name is None:
             every = self._records(Adapter, "adapter", self._whole("adapter"), {})
             return sorted((one for one in every if include_removed or one.removed_at is None), key=_by_version)
@@ -207,96 +147,6 @@ class Lookup(ABC):
         """Whether a cohort has any that is not removed."""
         sql = "SELECT 1 AS found FROM adapter WHERE cohort_id = :id AND removed_at IS NULL LIMIT 1"
         return bool(self.fetch(sql, id=cohort_id))
-
-    def cohort_sizes(self) -> dict[int, int]:
-        """How many adapters each cohort has that are not removed; those that have none are not named."""
-        counted = self.fetch(
-            "SELECT cohort_id, COUNT(*) AS members FROM adapter WHERE removed_at IS NULL GROUP BY cohort_id"
-        )
-        return {row["cohort_id"]: row["members"] for row in counted}
-
-    def names(self, after: str = "", limit: int | None = None, include_removed: bool = False) -> list[str]:
-        """Names of tasks in order, those past `after`: the keys of pages."""
-        live = "" if include_removed else "AND removed_at IS NULL"
-        most = "" if limit is None else "LIMIT :limit"
-        sql = f"SELECT DISTINCT name FROM adapter WHERE name > :after {live} ORDER BY name {most}"
-        return [row["name"] for row in self.fetch(sql, after=after, **_given(limit=limit))]
-
-    def newest(self, names: Sequence[str]) -> list[Listed]:
-        """The newest version under each of these names, by name, some hundred names a query."""
-        found = []
-        for start in range(0, len(names), NAMES_A_QUERY):
-            asked = {f"name_{number}": name for number, name in enumerate(names[start : start + NAMES_A_QUERY])}
-            among = ", ".join(f":{parameter}" for parameter in asked)
-            where = f"adapter.name IN ({among}) AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {_IS_LATER})"
-            found += self._listed(where, **asked)
-        return sorted(found, key=lambda listed: listed.adapter.name)
-
-    def pages(
-        self, damage: Damage, *, cohort_id: int | None = None, include_history: bool = False
-    ) -> Iterator[list[Listed]]:
-        """Every adapter, or those of a cohort, by name and version, so many at once, past damaged rows.
-
-        The newest version under each name; with `include_history`, all versions and removed ones as well.
-        """
-        mine = "" if cohort_id is None else "AND {0}.cohort_id = :cohort_id"
-        is_later = f"{_IS_LATER} {mine.format('later')}"
-        newest = f"AND adapter.removed_at IS NULL AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {is_later})"
-        where = f"WHERE (adapter.name, adapter.version) > (:name, :version) {mine.format('adapter')}"
-        rest = f"{'' if include_history else newest} ORDER BY adapter.name, adapter.version LIMIT {ROWS_A_PAGE}"
-        given, key = _given(cohort_id=cohort_id), {"name": "", "version": 0}
-        while True:
-            rows = self.fetch(f"SELECT {_LISTED} {_CURRENT} {where} {rest}", **key, **given)
-            found = []
-            for row in rows:
-                with damage.passed_over():
-                    found.append(_listed(row))
-            yield found
-            if len(rows) < ROWS_A_PAGE:
-                return
-            key = {"name": rows[-1]["adapter_name"], "version": rows[-1]["adapter_version"]}
-
-    def texts(self) -> Iterator[list[TaskText]]:
-        """What every task says of itself, by name, so many at once."""
-        newest = f"removed_at IS NULL AND NOT EXISTS (SELECT 1 FROM adapter later WHERE {_IS_LATER})"
-        sql = f"SELECT id, name, description FROM adapter WHERE name > :after AND {newest} ORDER BY name LIMIT :limit"
-        after = ""
-        while True:
-            found = [TaskText(**row) for row in self.fetch(sql, after=after, limit=TEXTS_A_PAGE)]
-            yield found
-            if len(found) < TEXTS_A_PAGE:
-                return
-            after = found[-1].name
-
-    def listed(self, adapter_ids: Sequence[int]) -> list[Listed]:
-        """Adapters that are not removed, in this order."""
-        found: dict[int, Listed] = {}
-        for start in range(0, len(adapter_ids), NAMES_A_QUERY):
-            asked = {f"id_{number}": one for number, one in enumerate(adapter_ids[start : start + NAMES_A_QUERY])}
-            among = ", ".join(f":{parameter}" for parameter in asked)
-            found |= {one.adapter.id: one for one in self._listed(f"adapter.id IN ({among})", **asked)}
-        return [found[one] for one in adapter_ids if one in found]
-
-    def versions(self, name: str) -> list[Listed]:
-        """Every version under a name, the oldest first."""
-        return self._listed("adapter.name = :name", name=name)
-
-    def task_bytes(self) -> list[TaskBytes]:
-        """What each name takes, over its versions, by name; once for each generator that its versions use."""
-        columns = "adapter.name, adapter.cohort_id, encoding.generator_id"
-        sums = (
-            "COUNT(*) AS versions, CAST(SUM(adapter.original_bytes) AS BIGINT) AS original_bytes, "
-            "CAST(SUM(COALESCE(encoding.size_bytes, adapter.original_bytes)) AS BIGINT) AS stored_bytes"
-        )
-        rest = f"WHERE adapter.removed_at IS NULL GROUP BY {columns} ORDER BY {columns}"
-        return [TaskBytes(**row) for row in self.fetch(f"SELECT {columns}, {sums} {_CURRENT} {rest}")]
-
-    def cohort_counts(self) -> dict[int, tuple[int, int]]:
-        """How many adapters that are not removed each cohort has, and how many of them have a code."""
-        counts = "COUNT(*) AS adapters, COUNT(encoding.id) AS encoded"
-        rest = "WHERE adapter.removed_at IS NULL GROUP BY adapter.cohort_id"
-        rows = self.fetch(f"SELECT adapter.cohort_id, {counts} {_CURRENT} {rest}")
-        return {row["cohort_id"]: (row["adapters"], row["encoded"]) for row in rows}
 
     def cohorts(self, damage: Damage | None = None) -> list[Cohort]:
         """Every cohort, by name; with `damage`, past damaged rows."""
@@ -409,7 +259,7 @@ class Lookup(ABC):
 
     def generators(self, cohort_id: int | None = None, damage: Damage | None = None) -> list[Generator]:
         """Generators, oldest version first; those of one cohort if asked for, past damage if it is given."""
-        asked = _given(cohort_id=cohort_id)
+        asked = given(cohort_id=cohort_id)
         return self._past(damage, Generator, "generator", "ORDER BY cohort_id, version", asked)
 
     def encoding(self, adapter_id: int) -> Encoding | None:
@@ -455,67 +305,6 @@ class Lookup(ABC):
         found = self._first(Setting, "setting", name=name)
         return None if found is None else json.loads(found.value)
 
-    def _all(self, record: type[Record], table: str, order: str = "", /, **asked: object) -> list[Record]:
-        return self._past(None, record, table, order, asked)
-
-    def _past(
-        self, damage: Damage | None, record: type[Record], table: str, order: str, asked: Mapping[str, object] = NOTHING
-    ) -> list[Record]:
-        """The rows whose columns are as `asked`, None being NULL."""
-        conditions = [f"{name} IS NULL" if value is None else f"{name} = :{name}" for name, value in asked.items()]
-        where = f"WHERE {' AND '.join(conditions)}" if asked else ""
-        rows = self.fetch(f"SELECT * FROM {table} {where} {order}", **_given(**asked))
-        return self._records(record, table, rows, asked) if damage is None else list(damage.sound(record, table, rows))
-
-    def _first(self, record: type[Record], table: str, /, **asked: object) -> Record | None:
-        return next(iter(self._all(record, table, "", **asked)), None)
-
-    def _records(
-        self, record: type[Record], table: str, rows: Sequence[Mapping[str, Any]], asked: Mapping[str, object]
-    ) -> list[Record]:
-        """Rows as records, each intact and what was asked for."""
-        records = [record_from_row(record, table, row) for row in rows]
-        for row in rows:
-            expect_asked(table, row, asked)
-        return records
-
-    def expect_counts(self, *tables: str) -> None:
-        """As many rows are there as were written; their digests are not compared.
-
-        Raises:
-            IntegrityError: some are lost.
-        """
-        counts = [f"SELECT count(*) AS n FROM {table}" for table in tables]
-        *found, kept = self.fetch_together([*counts, f"SELECT * FROM {ledger.TABLE}"])
-        for table, rows in zip(tables, found, strict=True):
-            expect_count(table, rows[0]["n"], kept)
-
-    def _whole(self, table: str) -> Sequence[Mapping[str, Any]]:
-        """Every row of a table.
-
-        Raises:
-            IntegrityError: not all of them are there.
-        """
-        rows, kept = self.fetch_together([f"SELECT * FROM {table}", f"SELECT * FROM {ledger.TABLE}"])
-        expect_whole(table, rows, kept)
-        return rows
-
-    def _among(
-        self, record: type[Record], table: str, column: str, values: Sequence[object], rest: str, **more: object
-    ) -> Iterator[Record]:
-        for start in range(0, len(values), NAMES_A_QUERY):
-            asked = {f"value_{number}": value for number, value in enumerate(values[start : start + NAMES_A_QUERY])}
-            among = ", ".join(f":{parameter}" for parameter in asked)
-            rows = self.fetch(f"SELECT * FROM {table} WHERE {column} IN ({among}) {rest}", **asked, **more)
-            if any(row[column] not in asked.values() for row in rows):
-                raise misled(table)
-            yield from self._records(record, table, rows, more)
-
-    def _listed(self, where: str, **parameters: object) -> list[Listed]:
-        """Adapters that are not removed and their current encodings, by name and version."""
-        rest = f"WHERE adapter.removed_at IS NULL AND {where} ORDER BY adapter.name, adapter.version"
-        return [_listed(row) for row in self.fetch(f"SELECT {_LISTED} {_CURRENT} {rest}", **parameters)]
-
     def _hint(self, asked: Ref) -> str:
         """What an unknown ref may have meant: another version, one in quarantine, or a near name."""
         versions = self.adapters(name=asked.name, include_removed=True)
@@ -530,15 +319,6 @@ class Lookup(ABC):
 
 def _by_version(adapter: Adapter) -> tuple[str, int]:
     return adapter.name, adapter.version
-
-
-def _listed(row: Mapping[str, Any]) -> Listed:
-    adapter, encoding = ({column: row[label] for column, label in columns} for columns in _PARTS.values())
-    found, known = record_from_row(Adapter, "adapter", adapter), None
-    if encoding["id"] is not None:
-        known = record_from_row(Encoding, "encoding", encoding)
-        expect_asked("encoding", encoding, {"adapter_id": found.id, "superseded_at": None})
-    return Listed(found, known)
 
 
 class _Snapshot(Lookup):
@@ -557,7 +337,3 @@ class _Snapshot(Lookup):
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         return self._rows.fetch(sql, parameters)
-
-
-def _given(**parameters: object) -> dict[str, object]:
-    return {name: value for name, value in parameters.items() if value is not None}

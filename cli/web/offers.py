@@ -16,7 +16,8 @@ from threading import Lock
 from typing import Any
 
 from lorareg.compress.materialize import card_of
-from lorareg.registry.lookup import Listed, Lookup
+from lorareg.registry.listings import Listed
+from lorareg.registry.lookup import Lookup
 from lorareg.registry.single_file import file_name_of
 from lorareg.registry.types import (
     CARD_FILE,

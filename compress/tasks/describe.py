@@ -13,7 +13,8 @@ from lorareg.compress.generators.generator import Int8
 from lorareg.compress.progress import Reporter
 from lorareg.compress.tasks.task_vectors import HiddenStateEncoder, SentenceEncoder, TaskEncoder, TextEncoder
 from lorareg.registry.errors import BaseModelError
-from lorareg.registry.lookup import Lookup, TaskText
+from lorareg.registry.listings import TaskText
+from lorareg.registry.lookup import Lookup
 from lorareg.registry.store import Registry
 from lorareg.registry.types import SAMPLES_FILE, Adapter
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lorareg.compress.factors.weights import Float64
 from lorareg.compress.generators.generator import Int8
 from lorareg.compress.tasks.task_vectors import TextEncoder
-from lorareg.registry.lookup import TaskText
+from lorareg.registry.listings import TaskText
 
 SHARED_START = 4
 """Letters that two words must have in common from their beginning, where either is that long."""

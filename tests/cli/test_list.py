@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lorareg.cli import output
-from lorareg.registry import lookup
+from lorareg.registry import listings
 from lorareg.registry.errors import DamagedRowsError
 from lorareg.registry.reader import Reader
 
@@ -31,7 +31,7 @@ def test_pages_of_any_size_are_one_list(
     run: Run, certified_home: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     whole = {every: run("list", "--home", certified_home, "--json", *every).data for every in ((), ("--all",))}
-    monkeypatch.setattr(lookup, "ROWS_A_PAGE", size)
+    monkeypatch.setattr(listings, "ROWS_A_PAGE", size)
     for every, data in whole.items():
         assert run("list", "--home", certified_home, "--json", *every).data == data
     names = [f"{one['name']}@{one['version']}" for one in whole["--all",]["adapters"]]
@@ -66,7 +66,7 @@ def test_the_newest_of_a_cohort_is_the_newest_in_it(run: Run, certified_home: Pa
 def test_damaged_rows_are_passed_over_and_told_at_the_end(
     run: Run, encoded_home: Path, monkeypatch: pytest.MonkeyPatch, size: int, sql: str, row: str, left: int
 ) -> None:
-    monkeypatch.setattr(lookup, "ROWS_A_PAGE", size)
+    monkeypatch.setattr(listings, "ROWS_A_PAGE", size)
     change(encoded_home, sql)
     result = run("list", "--home", encoded_home, "--json")
     assert result.exit_code == DamagedRowsError.exit_code == 22

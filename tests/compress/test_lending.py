@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blob_damage
 import numpy as np
 import pytest
 
@@ -131,6 +132,32 @@ def test_it_is_lent_for_the_architecture_asked_for_and_never_for_training_anew(r
     assert lent.generator_id is not None
     run(registry, retrain=True)
     assert encoding_of(registry, odd).generator_id is None
+
+
+def test_a_lent_generator_that_is_too_large_now_is_lent_no_more(registry: Registry, add: Add) -> None:
+    odd = add("odd", lora_alpha=32)
+    for index in range(8):
+        add(f"task-{index}")
+    run(registry)
+    lent = encoding_of(registry, odd).generator_id
+    assert lent is not None
+    run(registry, generator_budget=registry.generator(lent).size_bytes - 1)
+    assert encoding_of(registry, odd).generator_id != lent
+
+
+def test_a_lent_generator_that_is_damaged_is_done_without(registry: Registry, add: Add) -> None:
+    odd = add("odd", lora_alpha=32)
+    for index in range(8):
+        add(f"task-{index}")
+    run(registry)
+    lent = encoding_of(registry, odd).generator_id
+    assert lent is not None
+    blob_damage.overwrite(registry.blobs, registry.generator(lent).sha256, b"rot")
+    own = registry.cohort(odd.cohort_id).name
+    compress(registry, [own], CompressOptions(Contract()), Silent())  # the lender's cohort is not among them
+    assert encoding_of(registry, odd).generator_id is None
+    compress(registry, [], CompressOptions(Contract()), Silent())
+    assert list(check_encodings(registry)) == []
 
 
 def test_a_lent_generator_goes_where_its_adapters_go(registry: Registry, add: Add, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lorareg.compress.tasks.search import SHARED_START, cosines, search_by_text, search_by_vector, words_of
 from lorareg.compress.tasks.task_vectors import TEXT_SIZE, TextEncoder
-from lorareg.registry.lookup import TaskText
+from lorareg.registry.listings import TaskText
 
 WORDS = (
     "continue", "text", "Manual", "pages", "code", "dutch", "Straße", "ﬁne", "日本語", "rust", "rusty", "de", "den",

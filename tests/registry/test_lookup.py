@@ -13,7 +13,7 @@ import pytest
 from lorareg.registry import lookup as lookup_module
 from lorareg.registry.damage import Damage
 from lorareg.registry.errors import IntegrityError, LoraregError
-from lorareg.registry.lookup import TaskBytes
+from lorareg.registry.listings import TaskBytes
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.schema import EncodingRow

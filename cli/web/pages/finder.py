@@ -18,7 +18,8 @@ from lorareg.compress.tasks.describe import encoded
 from lorareg.compress.tasks.search import Score, search_by_text, search_by_vector
 from lorareg.compress.tasks.task_vectors import SentenceEncoder
 from lorareg.registry.errors import BaseModelError, MissingExtraError
-from lorareg.registry.lookup import Listed, Lookup, TaskText
+from lorareg.registry.listings import Listed, TaskText
+from lorareg.registry.lookup import Lookup
 from lorareg.registry.types import SENTENCE_MODEL
 
 LEAST_SCORE = 0.1

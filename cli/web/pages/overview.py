@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lorareg.registry.lookup import Listed, Lookup, TaskBytes
+from lorareg.registry.listings import Listed, TaskBytes
+from lorareg.registry.lookup import Lookup
 from lorareg.registry.report import UNCOMPRESSED, percent
 
 PAGE_SIZE = 50

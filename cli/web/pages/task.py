@@ -15,7 +15,8 @@ from lorareg.cli.plots import module_errors
 from lorareg.cli.web.pages.overview import TaskLine, task_line
 from lorareg.registry.certificate import Subject, compose, digest_of
 from lorareg.registry.errors import UnknownAdapterError
-from lorareg.registry.lookup import Listed, Lookup
+from lorareg.registry.listings import Listed
+from lorareg.registry.lookup import Lookup
 from lorareg.registry.single_file import file_name_of
 from lorareg.registry.types import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, AdapterFile, Encoding
 
