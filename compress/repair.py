@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lorareg.compress.materialize import restore_weights
-from lorareg.registry.errors import LoraregError
+from lorareg.registry.errors import IntegrityError, LayoutMismatchError, LoraregError
 from lorareg.registry.ingest import now
 from lorareg.registry.mend import Mended, known_copies, mend_blobs, mend_database
 from lorareg.registry.schema import EncodingRow
@@ -30,7 +30,15 @@ def repair(registry: Registry, locations: Sequence[str] = ()) -> Iterator[Mended
     Args:
         registry: what is damaged.
         locations: of second copies to take from, before those that the registry knows.
+
+    Raises:
+        BusyError: another process compresses or deletes: what is looked at here would change under it.
     """
+    with registry.backend.working():
+        yield from _repair(registry, locations)
+
+
+def _repair(registry: Registry, locations: Sequence[str]) -> Iterator[Mended | LoraregError]:
     places = list(dict.fromkeys([*locations, *known_copies(registry)]))
     yield from mend_database(registry, places)
     try:
@@ -60,9 +68,13 @@ def _mend_adapter(registry: Registry, adapter: Adapter) -> Iterator[Mended | Lor
 
 
 def _decoded(registry: Registry, adapter: Adapter, encoding: Encoding) -> bytes | None:
+    """What a code gives back; None where it is damaged.
+
+    A store that does not answer, or a format of a later lorareg, says nothing against a code.
+    """
     try:
         return restore_weights(registry, adapter, encoding)
-    except LoraregError:
+    except (IntegrityError, LayoutMismatchError):
         return None
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small_registry
 
+from lorareg.compress import repair as repair_module
 from lorareg.compress.materialize import restore_weights
+from lorareg.registry.errors import BusyError, LoraregError, NewerFormatError, StoreError
 from lorareg.registry.home import DATABASE_FILE
 from lorareg.registry.reader import Reader
 from lorareg.registry.replicate import replicate
@@ -126,6 +128,42 @@ def test_a_code_is_given_up_for_its_original(home: Path, run: Callable[..., Any]
     assert run("compress", "--arch", "mean", "--home", home).exit_code == 0
     assert "code" in digests(home, "two")
     assert run("check", "--read-data", "--home", home).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreError(store="s3://bucket", reason="it does not answer", remedy="Try again."),
+        NewerFormatError(what="Adapter 'two@1'", found="codec 99", expected="codec 7"),
+    ],
+    ids=["a store that is away", "a later format"],
+)
+def test_a_code_that_nothing_is_known_against_is_not_given_up(
+    error: LoraregError, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digests(home, "two")["code"]
+
+    def refuse(*of: Any) -> bytes:
+        raise error
+
+    monkeypatch.setattr(repair_module, "restore_weights", refuse)
+    with Registry.open(home, create=False) as registry:
+        assert set(repair_module.repair(registry)) == {error}
+    assert digests(home, "two")["code"] == before
+
+
+def test_nothing_is_mended_while_another_process_compresses_or_deletes(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def busy() -> Iterator[None]:
+        raise BusyError(home=home, waited_s=30)
+        yield
+
+    with Registry.open(home, create=False) as registry:
+        monkeypatch.setattr(registry.backend, "working", busy)
+        with pytest.raises(BusyError):
+            list(repair_module.repair(registry))
 
 
 def test_an_original_comes_from_a_code_without_loss(home: Path, run: Callable[..., Any]) -> None:

@@ -13,6 +13,7 @@ seal is no secret.
 | config | adapter_config.json |
 | single | a lone file of diffusers or kohya-ss: header, alphas, layout |
 | code | a code file of each codec, decoded |
+| lent | a code file decoded against the generator of another layout |
 | generator | a generator file of each architecture, and what it draws |
 | extras | what an adapter has beside factors |
 """
@@ -106,6 +107,15 @@ def code_seeds() -> list[bytes]:
     return [bytes([index]) + _golden(name)[2].payload for index, name in enumerate(sorted(INDEX))]
 
 
+def read_lent(data: bytes) -> None:
+    """As `read_code`, for an adapter that has one module less than the layout its generator was made for."""
+    name = sorted(INDEX)[data[0] % len(INDEX)] if data else sorted(INDEX)[0]
+    layout, loaded, code = _golden(name)
+    other = Layout(layout.slots[2:], layout.scales[1:])
+    generator = loaded.digest if loaded else NO_GENERATOR
+    decode(pack_code(Code(code.codec, other.digest, generator, data[1:])), other, loaded, name)
+
+
 def read_generator(data: bytes) -> None:
     """What precedes a generator's seal; what loads must draw."""
     layout = _golden("predicted-2-mean")[0]
@@ -138,6 +148,7 @@ TARGETS: dict[str, Target] = {
     "config": (read_config, config_seeds, (LoraregError,)),
     "single": (read_single, single_seeds, (LoraregError, ValueError)),
     "code": (read_code, code_seeds, (LoraregError,)),
+    "lent": (read_lent, code_seeds, (LoraregError,)),
     "generator": (read_generator, generator_seeds, (LoraregError,)),
     "extras": (read_extras, extras_seeds, (LoraregError,)),
 }
