@@ -40,7 +40,7 @@ from lorareg.compress.recording import Drawn, Recorder
 from lorareg.compress.selection import Selection
 from lorareg.compress.tasks.describe import TaskVectors
 from lorareg.registry.damage import Damage
-from lorareg.registry.errors import IntegrityError, NothingToDoError
+from lorareg.registry.errors import BaseModelError, IntegrityError, MissingExtraError, NothingToDoError
 from lorareg.registry.store import Registry
 from lorareg.registry.types import (
     Adapter,
@@ -276,7 +276,10 @@ class _CohortRun:
             codes = [size.code_bytes for size in team.sizes(file, trials, drawn)]
             return sum(codes) / len(codes) * len(tasks)
 
-        conditions, latents = self._fit(lender.loaded, [tasks[i] for i in places])
+        try:
+            conditions, latents = self._fit(lender.loaded, [tasks[i] for i in places])
+        except (BaseModelError, MissingExtraError):
+            return False  # a loan asks for nothing that is not at hand
         lent = total(lender.file, latents, conditions, lender.loaded.layout)
         nothing = [EMPTY] * len(places)
         own = plan.estimated_bytes if plan is not ALONE else total(b"", nothing, nothing, None)

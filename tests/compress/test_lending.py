@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from lorareg.cli.main import main
+from lorareg.compress import pipeline
 from lorareg.compress.contracts.contract import CompressOptions, Contract
 from lorareg.compress.materialize import restore_weights
 from lorareg.compress.pipeline import CohortSummary, compress
+from lorareg.compress.planning.team import train_module
 from lorareg.compress.progress import Silent
 from lorareg.compress.proofs.verify import check_encodings
 from lorareg.compress.tasks.interpolate import interpolate
-from lorareg.registry.errors import InterpolationError
+from lorareg.registry.errors import InterpolationError, MissingExtraError
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.report import build_report
 from lorareg.registry.store import Registry
@@ -143,6 +145,31 @@ def test_a_lent_generator_that_is_too_large_now_is_lent_no_more(registry: Regist
     assert lent is not None
     run(registry, generator_budget=registry.generator(lent).size_bytes - 1)
     assert encoding_of(registry, odd).generator_id != lent
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["torch", "no torch"])
+def test_a_network_is_lent_where_its_latents_can_be_found(
+    is_there: bool, registry: Registry, add: Add, quick_refinement: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    for index in range(4):
+        first = add(f"task-{index}")
+    summary = run(registry, arch="slots", steps=2)[registry.cohort(first.cohort_id).name]
+    odd = add("odd", lora_alpha=32)
+    fits: list[int] = []
+
+    def module() -> Any:
+        fits.append(1)
+        if not is_there:
+            raise MissingExtraError(feature="Training a generator", package="torch", extra="train")
+        return train_module()
+
+    monkeypatch.setattr(pipeline, "train_module", module)
+    run(registry)
+    assert summary.generator == "slots v1"
+    assert fits
+    (lender,) = registry.generators(first.cohort_id)
+    assert encoding_of(registry, odd).generator_id == (lender.id if is_there else None)
 
 
 def test_a_lent_generator_that_is_damaged_is_done_without(registry: Registry, add: Add) -> None:
