@@ -19,6 +19,7 @@ from lorareg.registry.home import DATABASE_FILE, DATABASE_VARIABLE, POSTGRES_FIL
 
 KEPT_BUSY = "another process kept its database busy all the while"
 TRY_AGAIN = "Try again when it is done."
+ROWS_AT_ONCE = 1000
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -46,6 +47,9 @@ class Rows(Protocol):
 
     def freeze(self) -> None:
         """From here on rows are those of one moment."""
+
+    def stream(self, sql: str, parameters: Mapping[str, object]) -> Iterator[Mapping[str, Any]]:
+        """As `fetch`, but no more rows are held than a few; frozen rows alone."""
 
     def close(self) -> None:
         """Close it."""

@@ -2,21 +2,21 @@
 
 Needs only a `Lookup`, so the read-only `Reader` will do. The database's own checks come first, then every
 row's digest, what rows say about each other, and the blobs: there, of the right size, and with
-`read_data` of the right content. What nothing refers to is reported as information.
+`read_data` of the right content. What nothing refers to is reported as information. Rows and blobs pass by one at a
+time, so that a large registry takes no more memory than a small one.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Generator as Walk
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 
 from lorareg.registry import ledger
-from lorareg.registry.blobs import BlobStore
+from lorareg.registry.blobs import StoredBlob, is_digest
 from lorareg.registry.errors import BlobsElsewhereError, IntegrityError, MissingBlobError, RegistryError
-from lorareg.registry.lookup import Lookup
+from lorareg.registry.lookup import Lookup, Snapshot
+from lorareg.registry.named_blobs import NamedBlob, named_among, named_blobs
 from lorareg.registry.rows import REFERENCES, every_row, row_name, verify_row
 from lorareg.registry.types import (
     CONFIG_FILE,
@@ -34,7 +34,6 @@ from lorareg.registry.types import (
     Pin,
     RetiredBlob,
     Setting,
-    Severity,
     Tag,
     TaskVector,
     Token,
@@ -60,28 +59,51 @@ TABLES: Mapping[str, type] = {
 }
 """What a row of each table is a record of."""
 
-_BACKUP_REMEDY = "Restore the database from a backup."
-_FILE_REMEDY = "Restore it from a backup, or ingest the original again."
-_CODE_REMEDY = "Restore it from a backup; while the originals are kept, `lorareg compress` makes it anew."
-_OLD_REMEDY = "No adapter needs it; it takes space."
+_REMEDY = "Restore the database from a backup."
 _MISSING = "is missing from the blob store"
 
-Rows = Sequence[Mapping[str, Any]]
+_OTHER_BASE_MODEL = (
+    "SELECT adapter.name, adapter.version, adapter.base_model, cohort.base_model AS of_cohort "
+    "FROM adapter JOIN cohort ON cohort.id = adapter.cohort_id WHERE cohort.base_model <> adapter.base_model"
+)
+_OTHER_NAME = (
+    "SELECT tag.adapter_name, tag.label, adapter.name "
+    "FROM tag JOIN adapter ON adapter.id = tag.adapter_id WHERE adapter.name <> tag.adapter_name"
+)
+_OTHER_GENERATOR = (
+    "SELECT encoding.id, encoding.generator_id FROM encoding JOIN adapter ON adapter.id = encoding.adapter_id "
+    "JOIN generator ON generator.id = encoding.generator_id JOIN cohort ON cohort.id = generator.cohort_id "
+    "WHERE cohort.base_model <> adapter.base_model"
+)
+_DIGESTED = (
+    "SELECT adapter.name, adapter.version, adapter.digest, config.sha256 AS config, weights.sha256 AS weights "
+    "FROM adapter LEFT JOIN adapter_file config ON config.adapter_id = adapter.id AND config.path = :config "
+    "LEFT JOIN adapter_file weights ON weights.adapter_id = adapter.id AND weights.path = :weights"
+)
 
 
 def check(lookup: Lookup, read_data: bool) -> Iterator[Finding]:
     """Yield every problem found, in the order of the walk; `read_data` also hashes every blob."""
-    tables = yield from _walk_rows(lookup)
-    for what, remark in lookup.backend.remarks():
-        yield Finding(what, remark, "The next change writes it.", severity="information")
-    if tables is None:
+    try:
+        with lookup.snapshot() as frozen:
+            are_rows_readable = yield from _row_problems(frozen)
+            for what, remark in lookup.backend.remarks():
+                yield Finding(what, remark, "The next change writes it.", severity="information")
+            if not are_rows_readable:
+                return
+            yield from _reference_problems(frozen)
+            yield from _kinship_problems(frozen)
+            yield from _adapter_problems(frozen)
+            yield from _unfinished_sweeps(frozen)
+            unclear = yield from _unlike_the_store(frozen)
+    except BlobsElsewhereError:
+        raise
+    except RegistryError as error:
+        yield Finding("database", str(error.fields["reason"]), _REMEDY)
         return
-    yield from _reference_problems(tables)
-    yield from _kinship_problems(tables)
-    yield from _adapter_problems(tables)
-    references = _references(tables)
-    yield from _retired_problems(lookup.blobs, tables, references)
-    yield from _blob_problems(lookup, references, read_data)
+    yield from _unclear_problems(lookup, unclear)
+    if read_data:
+        yield from _content_problems(lookup, unclear)
 
 
 def expect_sound_rows(lookup: Lookup) -> None:
@@ -89,125 +111,103 @@ def expect_sound_rows(lookup: Lookup) -> None:
 
     Raises:
         IntegrityError: the first problem that was found.
+        RegistryError: the database cannot be read.
     """
-    for found in _walk_rows(lookup):
-        raise IntegrityError(
-            what=found.what.capitalize(), expected="all as it was written", found=found.problem, remedy=found.remedy
-        )
+    with lookup.snapshot() as frozen:
+        for found in _row_problems(frozen):
+            raise IntegrityError(
+                what=found.what.capitalize(), expected="all as it was written", found=found.problem, remedy=found.remedy
+            )
 
 
-def _walk_rows(lookup: Lookup) -> Walk[Finding, None, Mapping[str, Rows] | None]:
-    """What is wrong with the database and with single rows; then all of them, if they could be read."""
-    try:
-        yield from _database_problems(lookup)
-        tables = _tables(lookup)
-    except BlobsElsewhereError:
-        raise
-    except RegistryError as error:
-        yield Finding("database", str(error.fields["reason"]), _BACKUP_REMEDY)
-        return None
-    for table, rows in tables.items():
-        yield from _row_problems(table, rows)
-    strange = [name for name, rows in tables.items() if rows and rows[0].keys() != _columns(TABLES[name])]
-    if strange:
-        yield Finding(f"table {strange[0]!r}", "its columns are not those that it was made with", _BACKUP_REMEDY)
-        return None
-    yield from _ledger_problems(tables)
-    return tables
+def _row_problems(frozen: Snapshot) -> Walk[Finding, None, bool]:
+    """What is wrong with the database and with single rows; whether all rows can be read."""
+    for what, problem in frozen.backend.problems(frozen.fetch):
+        yield Finding(what, problem, _REMEDY)
+    sums = {}
+    for table in TABLES:
+        found = yield from _table_problems(frozen, table)
+        if found is None:
+            return False
+        sums[table] = found
+    yield from _ledger_problems(frozen, sums)
+    return True
 
 
-def _tables(lookup: Lookup) -> dict[str, Rows]:
-    """Every row, as they were at one moment: what came between would refer to rows that were not seen."""
-    return dict(zip(TABLES, lookup.fetch_together([every_row(table) for table in TABLES]), strict=True))
-
-
-def _columns(record: type) -> set[str]:
-    return {field.name for field in fields(record)} | {"row_digest"}
-
-
-def _database_problems(lookup: Lookup) -> Iterator[Finding]:
-    for what, problem in lookup.backend.problems(lookup.fetch):
-        yield Finding(what, problem, _BACKUP_REMEDY)
-
-
-def _row_problems(table: str, rows: Rows) -> Iterator[Finding]:
-    for row in rows:
+def _table_problems(frozen: Snapshot, table: str) -> Walk[Finding, None, ledger.Sum | None]:
+    """Each row against its digest; what they add up to, or None where they are of another table."""
+    columns = {field.name for field in fields(TABLES[table])} | {"row_digest"}
+    found = ledger.Sum()
+    for row in frozen.stream(every_row(table)):
+        if row.keys() != columns:
+            yield Finding(f"table {table!r}", "its columns are not those that it was made with", _REMEDY)
+            return None
         try:
             verify_row(table, row)
         except IntegrityError as error:
             problem = f"its columns hash to {error.fields['found']}, not to its {error.fields['expected']}"
-            yield Finding(str(error.fields["what"]), problem, _BACKUP_REMEDY)
+            yield Finding(str(error.fields["what"]), problem, _REMEDY)
+        found = found.changed(ledger.of_row(row["row_digest"]))
+    return found
 
 
-def _ledger_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
+def _ledger_problems(frozen: Snapshot, sums: Mapping[str, ledger.Sum]) -> Iterator[Finding]:
     """Whether all rows are there that were written, and none that were taken away."""
-    found = ledger.sums_of(tables)
-    if not tables[ledger.TABLE]:
+    kept = frozen.fetch(every_row(ledger.TABLE))
+    found = {table: one for table, one in sums.items() if table != ledger.TABLE}
+    if not kept:
         if any(one.rows for one in found.values()):
-            yield Finding("table 'ledger'", "its row is gone", _BACKUP_REMEDY)
+            yield Finding("table 'ledger'", "its row is gone", _REMEDY)
         return
     try:
-        verify_row(ledger.TABLE, tables[ledger.TABLE][0])
+        verify_row(ledger.TABLE, kept[0])
     except IntegrityError:
         return  # said with the other rows
-    expected = ledger.load(tables[ledger.TABLE][0]["sums"])
+    expected = ledger.load(kept[0]["sums"])
     for table, one in found.items():
         due = expected.get(table, ledger.Sum())
         if one.rows != due.rows:
-            yield Finding(f"table {table!r}", f"it has {one.rows} rows, not {due.rows}", _BACKUP_REMEDY)
+            yield Finding(f"table {table!r}", f"it has {one.rows} rows, not {due.rows}", _REMEDY)
         elif one != due:
             problem = "its rows are not those that were written last: some are older or lost"
-            yield Finding(f"table {table!r}", problem, _BACKUP_REMEDY)
+            yield Finding(f"table {table!r}", problem, _REMEDY)
 
 
-def _reference_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
+def _reference_problems(frozen: Snapshot) -> Iterator[Finding]:
     """What foreign keys say, whether or not they were switched on: what a row refers to is there."""
     for table, column, target in REFERENCES:
-        known = {row["id"] for row in tables[target]}
-        for row in tables[table]:
-            if row[column] is not None and row[column] not in known:
-                problem = f"row {row_name(row)} refers to a row of table {target!r} that is gone"
-                yield Finding(f"table {table!r}", problem, _BACKUP_REMEDY)
+        lost = f"LEFT JOIN {target} AS target ON target.id = {table}.{column} WHERE target.id IS NULL"
+        for row in frozen.stream(f"SELECT {table}.* FROM {table} {lost} AND {table}.{column} IS NOT NULL"):
+            problem = f"row {row_name(row)} refers to a row of table {target!r} that is gone"
+            yield Finding(f"table {table!r}", problem, _REMEDY)
 
 
-def _kinship_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
+def _kinship_problems(frozen: Snapshot) -> Iterator[Finding]:
     """What foreign keys cannot say: that rows which refer to each other also belong together."""
-    adapters = {row["id"]: row for row in tables["adapter"]}
-    cohorts = {row["id"]: row for row in tables["cohort"]}
-    generators = {row["id"]: row for row in tables["generator"]}
-    for row in tables["adapter"]:
-        cohort = cohorts.get(row["cohort_id"])
-        if cohort and cohort["base_model"] != row["base_model"]:
-            problem = f"its base model is {row['base_model']}, but its cohort's is {cohort['base_model']}"
-            yield Finding(f"adapter {row['name']}@{row['version']}", problem, _BACKUP_REMEDY)
-    for row in tables["tag"]:
-        adapter = adapters.get(row["adapter_id"])
-        if adapter and adapter["name"] != row["adapter_name"]:
-            problem = f"it points at a version of {adapter['name']}"
-            yield Finding(f"tag {row['adapter_name']}@{row['label']}", problem, _BACKUP_REMEDY)
-    for row in tables["encoding"]:
-        adapter, generator = adapters.get(row["adapter_id"]), generators.get(row["generator_id"])
-        cohort = cohorts.get(generator["cohort_id"]) if generator else None
-        if adapter and generator and cohort and adapter["base_model"] != cohort["base_model"]:
-            problem = f"its generator {generator['id']} is for another base model than its adapter"
-            yield Finding(f"encoding {row['id']}", problem, "Compress the adapter again.")
+    for row in frozen.stream(_OTHER_BASE_MODEL):
+        problem = f"its base model is {row['base_model']}, but its cohort's is {row['of_cohort']}"
+        yield Finding(f"adapter {row['name']}@{row['version']}", problem, _REMEDY)
+    for row in frozen.stream(_OTHER_NAME):
+        problem = f"it points at a version of {row['name']}"
+        yield Finding(f"tag {row['adapter_name']}@{row['label']}", problem, _REMEDY)
+    for row in frozen.stream(_OTHER_GENERATOR):
+        problem = f"its generator {row['generator_id']} is for another base model than its adapter"
+        yield Finding(f"encoding {row['id']}", problem, "Compress the adapter again.")
 
 
-def _adapter_problems(tables: Mapping[str, Rows]) -> Iterator[Finding]:
+def _adapter_problems(frozen: Snapshot) -> Iterator[Finding]:
     """Layouts and adapters against the digests that identify them."""
-    for row in tables["cohort"]:
+    for row in frozen.stream("SELECT name, layout, layout_digest FROM cohort"):
         if _layout_digest(row["layout"]) != row["layout_digest"]:
-            yield Finding(f"cohort {row['name']}", "its layout does not match its layout digest", _BACKUP_REMEDY)
-    digests: dict[int, dict[str, str]] = defaultdict(dict)
-    for row in tables["adapter_file"]:
-        digests[row["adapter_id"]][row["path"]] = row["sha256"]
-    for row in tables["adapter"]:
-        what, files = f"adapter {row['name']}@{row['version']}", digests[row["id"]]
-        missing = [path for path in (CONFIG_FILE, WEIGHTS_FILE) if path not in files]
+            yield Finding(f"cohort {row['name']}", "its layout does not match its layout digest", _REMEDY)
+    for row in frozen.stream(_DIGESTED, config=CONFIG_FILE, weights=WEIGHTS_FILE):
+        what = f"adapter {row['name']}@{row['version']}"
+        files = {CONFIG_FILE: row["config"], WEIGHTS_FILE: row["weights"]}
+        missing = [path for path, sha256 in files.items() if sha256 is None]
         if missing:
-            yield Finding(what, f"it has no {' and no '.join(missing)}", _BACKUP_REMEDY)
-        elif sha256_hex(canonical_json([[p, files[p]] for p in (CONFIG_FILE, WEIGHTS_FILE)]).encode()) != row["digest"]:
-            yield Finding(what, "its files are not those its digest was made from", _BACKUP_REMEDY)
+            yield Finding(what, f"it has no {' and no '.join(missing)}", _REMEDY)
+        elif sha256_hex(canonical_json([list(file) for file in files.items()]).encode()) != row["digest"]:
+            yield Finding(what, "its files are not those its digest was made from", _REMEDY)
 
 
 def _layout_digest(layout: str) -> str | None:
@@ -217,96 +217,75 @@ def _layout_digest(layout: str) -> str | None:
         return None
 
 
-def _retired_problems(store: BlobStore, tables: Mapping[str, Rows], references: dict[str, _Blob]) -> Iterator[Finding]:
-    """Takes what was rightly pruned out of `references`; what was pruned and is needed stays, and is missed."""
-    encoded = {row["adapter_id"] for row in tables["encoding"] if row["superseded_at"] is None}
-    weights = [row for row in tables["adapter_file"] if row["path"] == WEIGHTS_FILE]
-    uncoded = {row["sha256"] for row in weights if row["adapter_id"] not in encoded}
-    needed = uncoded | {row["sha256"] for row in tables["encoding"] if row["superseded_at"] is None}
-    prunable = {row["sha256"] for row in weights} - needed
-    for row in tables["retired_blob"]:
-        blob = references.get(row["sha256"])
-        if row["state"] == "deleting":
-            yield Finding(
-                f"blob {row['sha256']}",
-                "a sweep was stopped before it was done with it",
-                "`lorareg prune --sweep` goes on.",
-                severity="information",
-            )
-        if blob is None or row["state"] == "quarantined" or row["sha256"] in store:
+def _unfinished_sweeps(frozen: Snapshot) -> Iterator[Finding]:
+    for row in frozen.stream("SELECT sha256 FROM retired_blob WHERE state = 'deleting'"):
+        problem, remedy = "a sweep was stopped before it was done with it", "`lorareg prune --sweep` goes on."
+        yield Finding(f"blob {row['sha256']}", problem, remedy, severity="information")
+
+
+def _unlike_the_store(frozen: Snapshot) -> Walk[Finding, None, list[str]]:
+    """Blobs of which rows and the store's own list do not say the same: to be looked at once more, for both change."""
+    unclear = []
+    for named, stored in _side_by_side(named_blobs(frozen), frozen.blobs.listed()):
+        if named is not None and not is_digest(named.sha256):
+            yield named.finding("has a name that is no digest")
             continue
-        if row["sha256"] in prunable or not blob.is_needed:
-            del references[row["sha256"]]
+        if named is None or stored is None:
+            differ = named is None or not named.is_released
+        else:
+            differ = named.size_bytes != stored.size_bytes
+        if differ:
+            unclear.append((named or stored).sha256)  # type: ignore[union-attr]
+    return unclear
 
 
-@dataclass(frozen=True, slots=True)
-class _Blob:
-    """What rows say of a blob: its size, one of its uses, and what to do when it is damaged."""
-
-    size_bytes: int
-    owner: str
-    remedy: str
-    is_needed: bool = True
-
-
-def _references(tables: Mapping[str, Rows]) -> dict[str, _Blob]:
-    """Every blob a row mentions; where several do, the use that needs it most."""
-    names = {row["id"]: f"{row['name']}@{row['version']}" for row in tables["adapter"]}
-    current = [row for row in tables["encoding"] if row["superseded_at"] is None]
-    in_use = {row["generator_id"] for row in current}
-    blobs: dict[str, _Blob] = {}
-    for row in tables["encoding"]:
-        blobs[row["sha256"]] = _Blob(
-            row["size_bytes"], f"older code of {names.get(row['adapter_id'], '?')}", _OLD_REMEDY, False
-        )
-    for row in tables["generator"]:
-        needed, owner = row["id"] in in_use, f"generator {row['id']}"
-        blobs[row["sha256"]] = _Blob(row["size_bytes"], owner, _CODE_REMEDY if needed else _OLD_REMEDY, needed)
-    for row in current:
-        blobs[row["sha256"]] = _Blob(row["size_bytes"], f"code of {names.get(row['adapter_id'], '?')}", _CODE_REMEDY)
-    for row in tables["adapter_file"]:
-        blobs[row["sha256"]] = _Blob(
-            row["size_bytes"], f"{row['path']} of {names.get(row['adapter_id'], '?')}", _FILE_REMEDY
-        )
-    return blobs
+def _side_by_side(
+    named: Iterable[NamedBlob], stored: Iterator[StoredBlob]
+) -> Iterator[tuple[NamedBlob | None, StoredBlob | None]]:
+    """Both come by digest, but for what damage made of one."""
+    blob = next(stored, None)
+    for one in named:
+        while blob is not None and blob.sha256 < str(one.sha256):
+            yield None, blob
+            blob = next(stored, None)
+        if blob is not None and blob.sha256 == one.sha256:
+            yield one, blob
+            blob = next(stored, None)
+        else:
+            yield one, None
+    while blob is not None:
+        yield None, blob
+        blob = next(stored, None)
 
 
-def _blob_problems(lookup: Lookup, blobs: Mapping[str, _Blob], read_data: bool) -> Iterator[Finding]:
-    store = lookup.blobs
-    problems = {digest: _blob_problem(store, digest, blob, read_data) for digest, blob in blobs.items()}
-    unnamed = [digest for digest in store if digest not in blobs]
-    if unnamed or _MISSING in problems.values():  # others may have let go of it, or come to name it, since
-        now = _referred_to_now(lookup)
-        blobs = {digest: blob for digest, blob in blobs.items() if problems[digest] != _MISSING or digest in now} | now
-    for digest, blob in blobs.items():
-        problem = problems.get(digest)
-        if problem:
-            severity: Severity = "error" if blob.is_needed else "information"
-            yield Finding(f"blob {digest}", f"{blob.owner} {problem}", blob.remedy, severity)
-    for digest in unnamed:
-        if digest not in blobs:
-            yield Finding(
-                f"blob {digest}", "nothing refers to it", "It does no harm; it takes space.", severity="information"
-            )
+def _unclear_problems(lookup: Lookup, digests: list[str]) -> Iterator[Finding]:
+    """Those that are as unlike now: others may have let go of a blob, or come to name it, since."""
+    unnamed = set(digests)
+    for named in named_among(lookup, digests):
+        unnamed.discard(named.sha256)
+        try:
+            found = lookup.blobs.size(named.sha256)
+        except MissingBlobError:
+            if not named.is_released:
+                yield named.finding(_MISSING)
+            continue
+        if found != named.size_bytes:
+            yield named.finding(f"has {found} bytes, not {named.size_bytes}")
+    for digest in sorted(unnamed):
+        if digest in lookup.blobs:
+            remedy = "It does no harm; it takes space."
+            yield Finding(f"blob {digest}", "nothing refers to it", remedy, severity="information")
 
 
-def _referred_to_now(lookup: Lookup) -> dict[str, _Blob]:
-    tables = _tables(lookup)
-    references = _references(tables)
-    for _ in _retired_problems(lookup.blobs, tables, references):
-        pass  # told before
-    return references
-
-
-def _blob_problem(store: BlobStore, digest: str, blob: _Blob, read_data: bool) -> str | None:
-    try:
-        found = store.size(digest)
-        if found != blob.size_bytes:
-            return f"has {found} bytes, not {blob.size_bytes}"
-        if read_data:
-            store.verify(digest)
-    except MissingBlobError:
-        return _MISSING
-    except IntegrityError as error:
-        return f"hashes to {error.fields['found']}"
-    return None
+def _content_problems(lookup: Lookup, unclear: list[str]) -> Iterator[Finding]:
+    """Every blob that is there against its digest, but those that were told of already."""
+    told = set(unclear)
+    for blob in lookup.blobs.listed():
+        try:
+            if blob.sha256 not in told:
+                lookup.blobs.verify(blob.sha256)
+        except MissingBlobError:
+            yield from _unclear_problems(lookup, [blob.sha256])
+        except IntegrityError as error:
+            for named in named_among(lookup, [blob.sha256]):
+                yield named.finding(f"hashes to {error.fields['found']}")

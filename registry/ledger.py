@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from lorareg.registry.blobs import is_digest
@@ -36,9 +37,13 @@ class Sum:
 
 
 def sum_of(digests: Iterable[object]) -> Sum:
-    """Of a table whose rows have these digests; one that is no digest any more counts as nothing."""
-    found = [int(digest, 16) if is_digest(digest) else 0 for digest in digests]
-    return Sum(len(found), sum(found) % MODULUS)
+    """Of a table whose rows have these digests."""
+    return reduce(Sum.changed, map(of_row, digests), Sum())
+
+
+def of_row(digest: object) -> Sum:
+    """Of one row; what is no digest any more counts as nothing."""
+    return Sum(1, int(digest, 16) if is_digest(digest) else 0)
 
 
 def change(*, added: str | None = None, taken: str | None = None) -> Sum:

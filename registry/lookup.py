@@ -83,7 +83,7 @@ class Lookup(Listings):
         return open_blobs(self.home, remembered, None if remembered is None else self.setting(IDENTITY))
 
     @contextmanager
-    def snapshot(self) -> Iterator[Lookup]:
+    def snapshot(self) -> Iterator[Snapshot]:
         """The rows of one moment, whatever is written meanwhile; blobs are those there are.
 
         Raises:
@@ -93,7 +93,7 @@ class Lookup(Listings):
         rows = self.backend.connect()
         try:
             rows.freeze()
-            yield _Snapshot(self, rows, blobs)
+            yield Snapshot(self, rows, blobs)
         finally:
             rows.close()
 
@@ -321,7 +321,7 @@ def _by_version(adapter: Adapter) -> tuple[str, int]:
     return adapter.name, adapter.version
 
 
-class _Snapshot(Lookup):
+class Snapshot(Lookup):
     """What another lookup reads, at one moment."""
 
     def __init__(self, lookup: Lookup, rows: Rows, blobs: BlobStore) -> None:
@@ -332,8 +332,12 @@ class _Snapshot(Lookup):
         return self._blobs
 
     @contextmanager
-    def snapshot(self) -> Iterator[Lookup]:
+    def snapshot(self) -> Iterator[Snapshot]:
         yield self
 
     def fetch(self, sql: str, **parameters: object) -> Sequence[Mapping[str, Any]]:
         return self._rows.fetch(sql, parameters)
+
+    def stream(self, sql: str, **parameters: object) -> Iterator[Mapping[str, Any]]:
+        """As `fetch`, but no more rows are held than a few."""
+        return self._rows.stream(sql, parameters)

@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorareg.registry.backend import BASE_REVISION, KEPT_BUSY, TRY_AGAIN, WRITES, Backend, Fetch
+from lorareg.registry.backend import BASE_REVISION, KEPT_BUSY, ROWS_AT_ONCE, TRY_AGAIN, WRITES, Backend, Fetch
 from lorareg.registry.errors import (
     BlobsElsewhereError,
     BusyError,
@@ -71,10 +71,20 @@ class PostgresRows:
 
         if self._process != os.getpid():
             self._open()
-        psycopg_sql = _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
         try:
             with self._connection.cursor(row_factory=dict_row) as cursor:
-                return list(cursor.execute(psycopg_sql, dict(parameters)).fetchall())
+                return list(cursor.execute(_in_psycopg(sql), dict(parameters)).fetchall())
+        except self._backend.errors as error:
+            raise self._backend.error(error) from error
+
+    def stream(self, sql: str, parameters: Mapping[str, object]) -> Iterator[Mapping[str, Any]]:
+        from psycopg.rows import dict_row
+
+        name = f"stream_{os.urandom(8).hex()}"  # one with a name stays at the server, which gives its rows as asked
+        try:
+            with self._connection.cursor(name, row_factory=dict_row) as cursor:
+                cursor.itersize = ROWS_AT_ONCE
+                yield from cursor.execute(_in_psycopg(sql), dict(parameters))
         except self._backend.errors as error:
             raise self._backend.error(error) from error
 
@@ -87,6 +97,10 @@ class PostgresRows:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _in_psycopg(sql: str) -> str:
+    return _PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%"))
 
 
 class Postgres(Backend):

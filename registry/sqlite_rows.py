@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lorareg.registry.backend import KEPT_BUSY, TRY_AGAIN
+from lorareg.registry.backend import KEPT_BUSY, ROWS_AT_ONCE, TRY_AGAIN
 from lorareg.registry.errors import LockedError, RegistryError, RegistryRefusedError
 from lorareg.registry.forks import FORKED, FORKED_REMEDY, OwnConnection, at_fork, busy
 from lorareg.registry.home import BUSY_TIMEOUT_S, DATABASE_FILE
@@ -82,6 +82,19 @@ class SqliteRows:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # it begins with its first look
         except REFUSALS as error:
             raise database_error(self.home, error) from error
+
+    def stream(self, sql: str, parameters: Mapping[str, object]) -> Iterator[Mapping[str, Any]]:
+        try:
+            with self._in_use, self._connection() as connection:
+                cursor = connection.execute(sql, parameters)
+            while rows := self._next_rows(cursor):
+                yield from map(dict, rows)
+        except REFUSALS as error:
+            raise database_error(self.home, error) from error
+
+    def _next_rows(self, cursor: sqlite3.Cursor) -> list[Any]:
+        with self._in_use:
+            return cursor.fetchmany(ROWS_AT_ONCE)
 
     def close(self) -> None:
         self._is_frozen = False

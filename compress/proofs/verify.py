@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lorareg.compress.factors.weights import Factors, read_weights
 from lorareg.compress.materialize import restore_present, restore_weights
 from lorareg.compress.proofs.certificate import carry, error_shares, estimate, make_proof, project
 from lorareg.registry.certificate import Proof, Subject, compose, is_stale, projection_seed
+from lorareg.registry.damage import Damage
 from lorareg.registry.errors import LoraregError, NoCertificateError
 from lorareg.registry.lookup import Lookup
 from lorareg.registry.prune import contract_failure
@@ -70,12 +72,11 @@ class Verdict:
 
 
 def check_encodings(lookup: Lookup) -> Iterator[Finding]:
-    """Decode the current encoding of every adapter; yields one finding for each that fails."""
-    for cohort in lookup.cohorts():
-        coded = {encoding.adapter_id for encoding in lookup.encodings(cohort.id)}
-        for adapter in lookup.adapters(cohort_id=cohort.id, include_removed=True):
-            if adapter.id not in coded:
-                continue
+    """Decode the current encoding of every adapter, past damaged rows; yields one finding for each that fails."""
+    damage = Damage()
+    pages = (lookup.pages(damage, cohort_id=one.id, include_history=True) for one in lookup.cohorts(damage))
+    for page in chain.from_iterable(pages):
+        for adapter in (listed.adapter for listed in page if listed.encoding is not None):
             try:
                 restore_present(lookup, adapter)
             except LoraregError as error:
