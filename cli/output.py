@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -104,7 +104,7 @@ class Listing:
         if output.as_json:
             print(f"{{\n{json.dumps(key)}: [", end="")
 
-    def add(self, entries: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str]], brief: Sequence[str]) -> None:
+    def add(self, entries: Iterable[Mapping[str, Any]], rows: Sequence[Sequence[str]], brief: Sequence[str]) -> None:
         """Print a page: `entries` as JSON, or `brief` when quiet, or else `rows`."""
         if self.output.as_json:
             for entry in entries:

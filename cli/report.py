@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +14,7 @@ from lorareg.cli.options import AsJson, Home, Quiet
 from lorareg.cli.output import (
     BYTE_KINDS,
     MISSING,
+    Listing,
     Output,
     Table,
     format_bytes,
@@ -20,26 +24,25 @@ from lorareg.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from lorareg.registry.report import Report
+    from lorareg.registry.report import AdapterReport, Report
 
+ADAPTERS_A_PAGE = 200
+MOST_TOLD = 20
+_COLUMNS = ("adapter", "original", "stored", "tier", "error", "marginal", "amortised")
+ADAPTERS = Table(_COLUMNS, (), "Adapters", frozenset(_COLUMNS) - {"adapter", "tier"}, frozenset({"adapter"}))
 EXPLAINED = ("original", "stored", "marginal", "amortised", "break_even", "generator_pays_from", "relative_error")
 
 
-def _adapter_table(report: Report) -> Table:
-    columns = ("adapter", "original", "stored", "tier", "error", "marginal", "amortised")
-    rows = [
-        (
-            f"{adapter.name}@{adapter.version}",
-            format_bytes(adapter.original_bytes),
-            format_bytes(adapter.stored_bytes),
-            adapter.tier,
-            format_error(adapter.relative_error),
-            format_bytes(adapter.marginal_bytes),
-            format_bytes(adapter.amortised_bytes),
-        )
-        for adapter in report.adapters
-    ]
-    return Table(columns, rows, "Adapters", frozenset(columns) - {"adapter", "tier"}, frozenset({"adapter"}))
+def _adapter_row(adapter: AdapterReport) -> tuple[str, ...]:
+    return (
+        f"{adapter.name}@{adapter.version}",
+        format_bytes(adapter.original_bytes),
+        format_bytes(adapter.stored_bytes),
+        adapter.tier,
+        format_error(adapter.relative_error),
+        format_bytes(adapter.marginal_bytes),
+        format_bytes(adapter.amortised_bytes),
+    )
 
 
 def _cohort_table(report: Report) -> Table:
@@ -97,6 +100,27 @@ def _totals_table(report: Report) -> Table:
     return Table(("total", "bytes", "% of originals"), rows, "Totals", frozenset({"bytes", "% of originals"}))
 
 
+class _Kept:
+    """Adapters that stay lossless though that was not asked for, and why: so many are told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.more = 0
+
+    def note(self, adapters: Iterable[AdapterReport]) -> None:
+        for adapter in adapters:
+            if "reason" not in adapter.fidelity:
+                continue
+            if len(self.lines) < MOST_TOLD:
+                self.lines.append(f"{adapter.name}@{adapter.version} stays lossless: {adapter.fidelity['reason']}.")
+            else:
+                self.more += 1
+
+    def told(self) -> list[str]:
+        more = [f"So do {self.more} more; --json has why, as the reason in each one's fidelity."] if self.more else []
+        return self.lines + more
+
+
 def _headline(report: Report) -> str:
     totals = report.totals
     return (
@@ -125,22 +149,24 @@ def report(
     from lorareg.registry.report import MEANING, build_report
     from lorareg.registry.store import Registry
 
+    output, kept = Output(as_json, quiet), _Kept()
     with Registry.open(home, create=False, frees=True) as registry:
         expect_sound_rows(registry)  # sums do not show what is wrong with what they are of
         with registry.reading() as connection:
             built = build_report(connection, registry)
-    if html is not None:
-        from lorareg.cli.report_html import render
+            if html is not None:
+                from lorareg.cli.report_html import render
 
-        html.write_text(render(built), encoding="utf-8")
-    meaning = [f"  {term.replace('_', '-')}: {MEANING[term]}" for term in EXPLAINED]
-    kept = [
-        f"{adapter.name}@{adapter.version} stays lossless: {adapter.fidelity['reason']}."
-        for adapter in built.adapters
-        if "reason" in adapter.fidelity
-    ]
-    written = [f"Page written to {html}"] if html else []
-    shown = () if as_json or quiet else (_adapter_table, _cohort_table, _parts_table, _totals_table)
-    tables, headline = [draw(built) for draw in shown], _headline(built)
-    data = built.to_dict() if as_json else {}  # of a hundred thousand adapters, neither is for nothing
-    Output(as_json, quiet).show(data, *tables, headline, *kept, *meaning, *written, brief=[headline])
+                html.write_text(render(built), encoding="utf-8")
+            listing = Listing(output, "adapters", ADAPTERS)
+            adapters = iter(built.adapters if as_json or not quiet else ())
+            while page := list(islice(adapters, ADAPTERS_A_PAGE)):
+                rows = [] if as_json else [_adapter_row(adapter) for adapter in page]
+                listing.add((asdict(adapter) for adapter in page), rows, ())
+                kept.note(page)
+            listing.end(built.summary())
+    if not as_json:
+        meaning = [f"  {term.replace('_', '-')}: {MEANING[term]}" for term in EXPLAINED]
+        written = [f"Page written to {html}"] if html else []
+        tables, headline = [draw(built) for draw in (_cohort_table, _parts_table, _totals_table)], _headline(built)
+        output.show({}, *tables, headline, *kept.told(), *meaning, *written, brief=[headline])

@@ -6,7 +6,8 @@ itself to load anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from heapq import nlargest
 from html import escape
 
 from lorareg.cli.output import BYTE_KINDS, MISSING, format_bytes, format_error, format_percent, format_tiers, printable
@@ -14,6 +15,7 @@ from lorareg.cli.plots import IS_DENSE, MAX_BARS, bytes_per_adapter, error_again
 from lorareg.registry.report import MEANING, AdapterReport, CohortReport, Report
 
 MAX_ROWS = 1000
+MAX_POINTS = 2000
 
 FIGURE_STYLE = """
 :root { color-scheme: light dark; --ground: #fcfcfb; --ink: #1b1b19; --muted: #66645f; --line: #e2e0da;
@@ -87,7 +89,7 @@ def _figure(svg: str, caption: str, keys: Sequence[tuple[str, str]] = ()) -> str
 
 def _tiles(report: Report) -> str:
     totals = report.totals
-    errors = [adapter.relative_error for adapter in report.adapters if adapter.relative_error is not None]
+    errors = [one.worst_relative_error for one in report.cohorts if one.worst_relative_error is not None]
     tiles = (
         (str(totals.adapters), f"adapters, {totals.encoded} encoded"),
         (format_bytes(totals.original_bytes), "original weights"),
@@ -144,19 +146,45 @@ def _adapter_row(adapter: AdapterReport) -> tuple[str, ...]:
     )
 
 
-def _plots(report: Report) -> str:
-    more = f" The {MAX_BARS} largest of {len(report.adapters)}." if len(report.adapters) > MAX_BARS else ""
+class _Picked:
+    """Of any number of adapters those that the page shows: the first, the largest, and points spread over all."""
+
+    def __init__(self, adapters: Iterable[AdapterReport]) -> None:
+        self.first: list[AdapterReport] = []
+        self.largest: list[AdapterReport] = []
+        self.encoded: list[AdapterReport] = []
+        count, step = 0, 1
+        for adapter in adapters:
+            if len(self.first) < MAX_ROWS:
+                self.first.append(adapter)
+            self.largest.append(adapter)
+            if len(self.largest) >= 2 * MAX_BARS:
+                self._keep_largest()
+            if adapter.relative_error is not None:
+                if count % step == 0:
+                    self.encoded.append(adapter)
+                count += 1
+                if len(self.encoded) > MAX_POINTS:
+                    self.encoded, step = self.encoded[::2], 2 * step
+        self._keep_largest()
+        self.points = "Every encoded adapter." if step == 1 else f"One in {step} of the encoded adapters."
+
+    def _keep_largest(self) -> None:
+        self.largest = nlargest(MAX_BARS, self.largest, key=lambda adapter: adapter.amortised_bytes)
+
+
+def _plots(report: Report, picked: _Picked) -> str:
+    count = report.totals.adapters
+    more = f" The {MAX_BARS} largest of {count}." if count > MAX_BARS else ""
     tiers = [("tier-residual", "residual"), ("tier-generated", "generated"), ("tier-lossless", "lossless")]
     bars = [("original", "original"), ("marginal", "marginal"), ("share", "share of what is stored once")]
     lines = [("line-original", "originals"), ("line-stored", "stored, generator and all")]
     return "".join(
         [
             "<h2>Bytes of each adapter</h2>",
-            _figure(
-                bytes_per_adapter(report.adapters), f"Amortised bytes and their share of the original.{more}", bars
-            ),
+            _figure(bytes_per_adapter(picked.largest), f"Amortised bytes and their share of the original.{more}", bars),
             "<h2>Exactness and size</h2>",
-            _figure(error_against_bytes(report.adapters), "Every encoded adapter.", tiers)
+            _figure(error_against_bytes(picked.encoded), picked.points, tiers)
             or '<p class="muted">Nothing is encoded yet.</p>',
             "<h2>When the generator pays</h2>",
             *(_figure(total_against_count(cohort), f"Cohort {cohort.name}.", lines) for cohort in report.cohorts),
@@ -181,14 +209,15 @@ def render_sections(report: Report) -> str:
         "tiers",
     )
     columns = ("adapter", "original", "stored", "tier", "error", "marginal", "amortised", "generator")
-    cut = "" if len(report.adapters) <= MAX_ROWS else f"<p>The first {MAX_ROWS} of {len(report.adapters)}.</p>"
+    picked, count = _Picked(report.adapters), report.totals.adapters
+    cut = "" if count <= MAX_ROWS else f"<p>The first {MAX_ROWS} of {count}.</p>"
     cohorts = [_cohort_row(one) for one in report.cohorts]
-    adapters = [_adapter_row(adapter) for adapter in report.adapters[:MAX_ROWS]]
+    adapters = [_adapter_row(adapter) for adapter in picked.first]
     sections = [
         _tiles(report),
         "<h2>Totals</h2>",
         _totals(report),
-        _plots(report) if report.adapters else '<p class="muted">No adapters yet.</p>',
+        _plots(report, picked) if count else '<p class="muted">No adapters yet.</p>',
         "<h2>Cohorts</h2>",
         _table("Each cohort, its generator counted", cohort_columns, cohorts),
         "<h2>Adapters</h2>",

@@ -59,10 +59,9 @@ FROM generator
 
 
 def _query(where: str = "") -> str:
-    return (
-        f"SELECT used.*, retired_blob.state FROM ({_USES}) AS used "
-        f"LEFT JOIN retired_blob ON retired_blob.sha256 = used.sha256 {where} ORDER BY used.sha256, used.role, used.name, used.version"
-    )
+    state = "LEFT JOIN retired_blob ON retired_blob.sha256 = used.sha256"
+    order = "used.sha256, used.role, used.name, used.version"
+    return f"SELECT used.*, retired_blob.state FROM ({_USES}) AS used {state} {where} ORDER BY {order}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -119,17 +119,27 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it, as `lorareg report --json` prints it."""
+    """All of it, as `lorareg report --json` prints it.
+
+    Adapters come from the database each time they are walked through, by name and version: while its connection is
+    open, and never all at once.
+    """
 
     home: str
     created_at: str
     totals: Totals
     cohorts: list[CohortReport]
-    adapters: list[AdapterReport]
+    adapters: Iterable[AdapterReport]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values, with the meaning of each figure."""
-        return {**asdict(self), "meaning": MEANING}
+    def summary(self) -> dict[str, Any]:
+        """All but the adapters as plain JSON values, with the meaning of each figure."""
+        return {
+            "home": self.home,
+            "created_at": self.created_at,
+            "totals": asdict(self.totals),
+            "cohorts": [asdict(cohort) for cohort in self.cohorts],
+            "meaning": MEANING,
+        }
 
 
 def percent(part: float, whole: float) -> float:
@@ -146,36 +156,157 @@ def build_report(connection: Connection, lookup: Lookup, only: Names = None) -> 
     Raises:
         RegistryError: the database cannot be read.
     """
-    rows = queries.adapter_rows(connection, only)
-    by_cohort: dict[int, list[RowMapping]] = {}
-    for row in rows:
-        by_cohort.setdefault(row["cohort_id"], []).append(row)
+    groups: dict[int, list[_Group]] = {}
+    users: Counter[int | None] = Counter()
+    for row in queries.group_rows(connection, only):
+        group = _Group.of(row)
+        groups.setdefault(row["cohort_id"], []).append(group)
+        users[group.generator_id] += group.adapters
     blob_bytes = queries.cohort_blob_bytes(connection, only)
     generator_rows = queries.generator_row_bytes(connection, only)
-    users = Counter(row["generator_id"] for row in rows)
-    del rows  # each cohort's go when it is added up
+    worst = queries.worst_errors(connection, only)
     cohorts: list[CohortReport] = []
-    adapters: list[AdapterReport] = []
-    for cohort in queries.cohort_rows(connection):
-        members = by_cohort.pop(cohort["id"], [])
-        if not members:
-            continue
-        uses = blob_bytes[cohort["id"]]
-        shared_rows = int(cohort["row_bytes"]) + generator_rows.get(cohort["id"], 0)
-        reports = _adapter_reports(cohort["name"], members, uses, shared_rows, users)
-        cohorts.append(_cohort_report(cohort, members, reports, uses, shared_rows))
-        adapters.extend(reports)
-    adapters.sort(key=lambda adapter: (adapter.name, adapter.version))
+    shares: dict[int, tuple[str, float]] = {}
+    for row in queries.cohort_rows(connection):
+        if row["id"] in groups:
+            shared_rows = int(row["row_bytes"]) + generator_rows.get(row["id"], 0)
+            members = _Members(groups[row["id"]], blob_bytes[row["id"]], shared_rows, users)
+            shares[row["id"]] = row["name"], members.shared_bytes / members.adapters
+            cohorts.append(_cohort_report(row, members, worst.get(row["id"])))
     return Report(
         home=str(lookup.home),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         totals=_totals(connection, lookup, cohorts, only),
         cohorts=cohorts,
-        adapters=adapters,
+        adapters=_Adapters(connection, only, shares, users),
     )
 
 
-def _own_bytes(row: RowMapping) -> int:
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Adapters of one cohort that are stored one way: in a tier, with a generator or none."""
+
+    adapters: int
+    tier: str | None
+    generator_id: int | None
+    generator: str | None
+    is_own: bool  # the generator was made for this cohort
+    generator_bytes: int
+    alone_bytes: float | None
+    original_bytes: int
+    code_bytes: int
+    task_vector_bytes: int
+    certificate_bytes: int
+    side_bytes: int
+    row_bytes: int
+
+    @classmethod
+    def of(cls, row: RowMapping) -> _Group:
+        metrics = json.loads(row["metrics"]) if row["metrics"] else {}
+        return cls(
+            adapters=row["adapters"],
+            tier=row["tier"],
+            generator_id=row["generator_id"],
+            generator=_generator_name(row),
+            is_own=row["generator_cohort_id"] == row["cohort_id"],
+            generator_bytes=row["generator_bytes"] or 0,
+            alone_bytes=metrics.get(ALONE_BYTES),
+            **{column: int(row[column] or 0) for column in queries.ADDED_UP},
+        )
+
+    @property
+    def marginal_bytes(self) -> int:
+        return _own_bytes({name: getattr(self, name) for name in ("tier", *queries.ADDED_UP)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The adapters of a cohort, added up."""
+
+    groups: Sequence[_Group]
+    uses: Mapping[Use, int]
+    shared_rows: int  # bytes of the rows that they have in common
+    users: Mapping[int | None, int]  # adapters by generator, those of other cohorts as well
+
+    def sum(self, what: str) -> int:
+        return sum(getattr(group, what) for group in self.groups)
+
+    @property
+    def adapters(self) -> int:
+        return self.sum("adapters")
+
+    @property
+    def shared_bytes(self) -> int:
+        """What is stored once for all of them, but for generators."""
+        return self.uses[Use.SIDE_FILE] - self.sum("side_bytes") + self.shared_rows
+
+    @property
+    def generator_shares(self) -> float:
+        """What they have to bear of generators, which other cohorts may use as well."""
+        return sum(group.generator_bytes * group.adapters / self.users[group.generator_id] for group in self.groups)
+
+    @property
+    def break_even(self) -> int | None:
+        """The number of adapters from which a generator pays; None without one, or if it never does."""
+        users = [group for group in self.groups if group.generator_id is not None]
+        saved = sum(group.original_bytes - group.marginal_bytes for group in users)
+        shared = self.uses[Use.GENERATOR] + self.shared_bytes
+        return math.ceil(shared * sum(group.adapters for group in users) / saved) if users and saved > 0 else None
+
+    @property
+    def pays_from(self) -> int | None:
+        """The number of adapters from which the newest generator of their own saves more codes than its file takes."""
+        own = [group for group in self.groups if group.generator_id is not None and group.is_own]
+        newest = max((group.generator_id or 0 for group in own), default=None)
+        users = [group for group in own if group.generator_id == newest]
+        alone = users[0].alone_bytes if users else None
+        if alone is None:
+            return None
+        saved = alone - sum(group.code_bytes for group in users) / sum(group.adapters for group in users)
+        return math.ceil(users[0].generator_bytes / saved) if saved > 0 else None
+
+
+class _Adapters:
+    """Every adapter's report, by name and version."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        only: Names,
+        shares: Mapping[int, tuple[str, float]],
+        users: Mapping[int | None, int],
+    ) -> None:
+        self.connection, self.only, self.shares, self.users = connection, only, shares, users
+
+    def __iter__(self) -> Iterator[AdapterReport]:
+        for row in queries.adapter_rows(self.connection, self.only):
+            cohort, shared = self.shares[row["cohort_id"]]
+            generator_share = (row["generator_bytes"] or 0) / self.users[row["generator_id"]]
+            yield _adapter_report(row, cohort, shared + generator_share)
+
+
+def _adapter_report(row: RowMapping, cohort: str, shared_bytes: float) -> AdapterReport:
+    marginal = _own_bytes(row)
+    fidelity = json.loads(row["fidelity"]) if row["fidelity"] else {}
+    error = fidelity.get("relative_error")
+    return AdapterReport(
+        name=row["name"],
+        version=row["version"],
+        cohort=cohort,
+        tier=row["tier"] or UNCOMPRESSED,
+        codec=row["codec"],
+        generator=_generator_name(row),
+        original_bytes=row["original_bytes"],
+        stored_bytes=row["original_bytes"] if row["tier"] is None else row["code_bytes"],
+        marginal_bytes=marginal,
+        amortised_bytes=round(marginal + shared_bytes),
+        relative_error=None if error is None else float(error),
+        tolerance=json.loads(row["tolerance"]) if row["tolerance"] else {},
+        fidelity=fidelity,
+    )
+
+
+def _own_bytes(row: Mapping[Any, Any]) -> int:
     """The marginal bytes of an adapter: all that would go if it alone went."""
     stored = row["original_bytes"] if row["tier"] is None else row["code_bytes"]
     return int(
@@ -183,91 +314,26 @@ def _own_bytes(row: RowMapping) -> int:
     )
 
 
-def _adapter_reports(
-    cohort: str,
-    members: Sequence[RowMapping],
-    uses: Mapping[Use, int],
-    shared_rows: int,
-    users: Mapping[int | None, int],
-) -> list[AdapterReport]:
-    shared = (_shared_side_bytes(members, uses) + shared_rows) / len(members)
-    reports = []
-    for row in members:
-        marginal = _own_bytes(row)
-        generator_share = (row["generator_bytes"] or 0) / users[row["generator_id"]]
-        fidelity = json.loads(row["fidelity"]) if row["fidelity"] else {}
-        error = fidelity.get("relative_error")
-        reports.append(
-            AdapterReport(
-                name=row["name"],
-                version=row["version"],
-                cohort=cohort,
-                tier=row["tier"] or UNCOMPRESSED,
-                codec=row["codec"],
-                generator=_generator_name(row),
-                original_bytes=row["original_bytes"],
-                stored_bytes=row["original_bytes"] if row["tier"] is None else row["code_bytes"],
-                marginal_bytes=marginal,
-                amortised_bytes=round(marginal + generator_share + shared),
-                relative_error=None if error is None else float(error),
-                tolerance=json.loads(row["tolerance"]) if row["tolerance"] else {},
-                fidelity=fidelity,
-            )
-        )
-    return reports
-
-
 def _generator_name(row: RowMapping) -> str | None:
     return None if row["generator_id"] is None else f"{row['arch']} v{row['generator_version']}"
 
 
-def _shared_side_bytes(members: Sequence[RowMapping], uses: Mapping[Use, int]) -> int:
-    """Bytes of the side files that several adapters share."""
-    return int(uses[Use.SIDE_FILE] - sum(row["side_bytes"] for row in members))
-
-
-def _break_even(members: Sequence[RowMapping], shared_bytes: int) -> int | None:
-    """The number of adapters from which a generator pays; None without one, or if it never does."""
-    users = [row for row in members if row["generator_id"] is not None]
-    saved = sum(row["original_bytes"] - _own_bytes(row) for row in users)
-    return math.ceil(shared_bytes * len(users) / saved) if users and saved > 0 else None
-
-
-def _pays_from(members: Sequence[RowMapping]) -> int | None:
-    """The number of adapters from which the newest generator of their own saves more codes than its file takes."""
-    users = [row for row in members if row["generator_cohort_id"] == row["cohort_id"]]
-    newest = max((row["generator_id"] for row in users), default=None)
-    users = [row for row in users if row["generator_id"] == newest]
-    alone = json.loads(users[0]["metrics"]).get(ALONE_BYTES) if users else None
-    if alone is None:
-        return None
-    saved = alone - sum(row["code_bytes"] for row in users) / len(users)
-    return math.ceil(users[0]["generator_bytes"] / saved) if saved > 0 else None
-
-
-def _cohort_report(
-    cohort: RowMapping,
-    members: Sequence[RowMapping],
-    reports: Sequence[AdapterReport],
-    uses: Mapping[Use, int],
-    shared_rows: int,
-) -> CohortReport:
-    count = len(members)
-    original = sum(report.original_bytes for report in reports)
-    vectors = sum(row["task_vector_bytes"] for row in members)
-    certificates = sum(row["certificate_bytes"] for row in members)
-    rows = int(sum(row["row_bytes"] for row in members) + shared_rows)
+def _cohort_report(cohort: RowMapping, members: _Members, worst_error: float | None) -> CohortReport:
+    uses, original, marginal = members.uses, members.sum("original_bytes"), members.sum("marginal_bytes")
+    vectors, certificates = members.sum("task_vector_bytes"), members.sum("certificate_bytes")
+    rows = members.sum("row_bytes") + members.shared_rows
     blobs = sum(uses[use] for use in (Use.CODE, Use.UNCOMPRESSED, Use.GENERATOR, Use.SIDE_FILE))
     stored = blobs + vectors + certificates + rows
-    shared = uses[Use.GENERATOR] + _shared_side_bytes(members, uses) + shared_rows
-    errors = [report.relative_error for report in reports if report.relative_error is not None]
+    by_tier: Counter[str] = Counter()
+    for group in members.groups:
+        by_tier[group.tier or UNCOMPRESSED] += group.adapters
     return CohortReport(
         name=cohort["name"],
         base_model=cohort["base_model"],
-        adapters=count,
-        encoded=sum(report.tier != UNCOMPRESSED for report in reports),
-        by_tier=dict(sorted(Counter(report.tier for report in reports).items())),
-        generators=sorted({report.generator for report in reports if report.generator}),
+        adapters=members.adapters,
+        encoded=members.adapters - by_tier[UNCOMPRESSED],
+        by_tier=dict(sorted(by_tier.items())),
+        generators=sorted({group.generator for group in members.groups if group.generator}),
         original_bytes=original,
         code_bytes=uses[Use.CODE],
         uncompressed_bytes=uses[Use.UNCOMPRESSED],
@@ -278,11 +344,11 @@ def _cohort_report(
         row_bytes=rows,
         stored_bytes=stored,
         stored_percent=percent(stored, original),
-        mean_marginal_bytes=sum(report.marginal_bytes for report in reports) / count,
-        mean_amortised_bytes=sum(report.amortised_bytes for report in reports) / count,
-        break_even_adapters=_break_even(members, shared),
-        generator_pays_from=_pays_from(members),
-        worst_relative_error=max(errors, default=None),
+        mean_marginal_bytes=marginal / members.adapters,
+        mean_amortised_bytes=(marginal + members.generator_shares + members.shared_bytes) / members.adapters,
+        break_even_adapters=members.break_even,
+        generator_pays_from=members.pays_from,
+        worst_relative_error=worst_error,
     )
 
 

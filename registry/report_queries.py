@@ -52,6 +52,7 @@ from lorareg.registry.schema import (
 from lorareg.registry.types import CARD_FILE, CONFIG_FILE, EXTRAS_FOLDER, WEIGHTS_FILE
 
 INTEGER_BYTES = 8
+ADDED_UP = ("original_bytes", "code_bytes", "task_vector_bytes", "certificate_bytes", "side_bytes", "row_bytes")
 ROWS_AT_ONCE = 5000
 LAST = "z"  # after every digest
 
@@ -256,8 +257,42 @@ def cohort_rows(connection: Connection) -> Sequence[RowMapping]:
     return connection.execute(query.order_by(CohortRow.name)).mappings().all()
 
 
-def adapter_rows(connection: Connection, only: Names = None) -> Sequence[RowMapping]:
-    """One row for each adapter that is not removed, with all the bytes that are its own."""
+def adapter_rows(connection: Connection, only: Names = None) -> Generator[RowMapping, None, None]:
+    """One row for each adapter that is not removed, with all the bytes that are its own, by name and version."""
+    query = _adapters(only).order_by(AdapterRow.name, AdapterRow.version)
+    with connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}) as rows:
+        yield from rows.mappings()
+
+
+def group_rows(connection: Connection, only: Names = None) -> Sequence[RowMapping]:
+    """What those rows add up to for each cohort, tier and generator."""
+    adapter = _adapters(only).subquery("own")
+    keys = (adapter.c.cohort_id, adapter.c.tier, adapter.c.generator_id)
+    of_generator = ("arch", "generator_version", "generator_cohort_id", "generator_bytes", "metrics")
+    query = select(
+        *keys,
+        *(func.max(adapter.c[column]).label(column) for column in of_generator),
+        func.count().label("adapters"),
+        *(func.sum(adapter.c[column]).label(column) for column in ADDED_UP),
+    )
+    return connection.execute(query.group_by(*keys).order_by(*keys)).mappings().all()
+
+
+def worst_errors(connection: Connection, only: Names = None) -> dict[int, float]:
+    """The largest relative error of any code, by cohort."""
+    query = select(AdapterRow.cohort_id, EncodingRow.fidelity)
+    query = query.join(EncodingRow, and_(EncodingRow.adapter_id == AdapterRow.id, _current))
+    worst: dict[int, float] = {}
+    options = {"yield_per": ROWS_AT_ONCE}
+    with connection.execute(query.where(_live, _is_among(only)), execution_options=options) as rows:
+        for cohort_id, fidelity in rows:
+            error = json.loads(fidelity).get("relative_error")
+            if error is not None:
+                worst[cohort_id] = max(worst.get(cohort_id, 0.0), float(error))
+    return worst
+
+
+def _adapters(only: Names) -> Select[Any]:
     side_file = and_(_is_side_file, _live, _is_among(only))
     own_blob = (
         select(AdapterFileRow.sha256)
@@ -278,29 +313,30 @@ def adapter_rows(connection: Connection, only: Names = None) -> Sequence[RowMapp
         .subquery("file")
     )
     rows = row_bytes(AdapterRow) + row_bytes(EncodingRow) + row_bytes(TaskVectorRow, leave_out=["vector"])
-    query = (
-        select(
-            AdapterRow.id,
-            AdapterRow.name,
-            AdapterRow.version,
-            AdapterRow.cohort_id,
-            AdapterRow.original_bytes,
-            EncodingRow.tier,
-            EncodingRow.codec,
-            EncodingRow.size_bytes.label("code_bytes"),
-            EncodingRow.tolerance,
-            EncodingRow.fidelity,
-            EncodingRow.generator_id,
-            GeneratorRow.arch,
-            GeneratorRow.cohort_id.label("generator_cohort_id"),
-            GeneratorRow.metrics,
-            GeneratorRow.version.label("generator_version"),
-            GeneratorRow.size_bytes.label("generator_bytes"),
-            func.coalesce(func.length(TaskVectorRow.vector), 0).label("task_vector_bytes"),
-            row_bytes(CertificateRow).label("certificate_bytes"),
-            func.coalesce(files.c.side_bytes, 0).label("side_bytes"),
-            (rows + func.coalesce(files.c.row_bytes, 0)).label("row_bytes"),
-        )
+    columns: list[Any] = [
+        AdapterRow.id,
+        AdapterRow.name,
+        AdapterRow.version,
+        AdapterRow.cohort_id,
+        AdapterRow.original_bytes,
+        EncodingRow.tier,
+        EncodingRow.codec,
+        EncodingRow.size_bytes.label("code_bytes"),
+        EncodingRow.tolerance,
+        EncodingRow.fidelity,
+        EncodingRow.generator_id,
+        GeneratorRow.arch,
+        GeneratorRow.cohort_id.label("generator_cohort_id"),
+        GeneratorRow.metrics,
+        GeneratorRow.version.label("generator_version"),
+        GeneratorRow.size_bytes.label("generator_bytes"),
+        func.coalesce(func.length(TaskVectorRow.vector), 0).label("task_vector_bytes"),
+        row_bytes(CertificateRow).label("certificate_bytes"),
+        func.coalesce(files.c.side_bytes, 0).label("side_bytes"),
+        (rows + func.coalesce(files.c.row_bytes, 0)).label("row_bytes"),
+    ]
+    return (
+        select(*columns)
         .outerjoin(EncodingRow, and_(EncodingRow.adapter_id == AdapterRow.id, _current))
         .outerjoin(GeneratorRow, GeneratorRow.id == EncodingRow.generator_id)
         .outerjoin(CertificateRow, CertificateRow.encoding_id == EncodingRow.id)
@@ -310,9 +346,7 @@ def adapter_rows(connection: Connection, only: Names = None) -> Sequence[RowMapp
         )
         .outerjoin(files, files.c.adapter_id == AdapterRow.id)
         .where(_live, _is_among(only))
-        .order_by(AdapterRow.name, AdapterRow.version)
     )
-    return connection.execute(query).mappings().all()
 
 
 def generator_row_bytes(connection: Connection, only: Names = None) -> dict[int, int]:

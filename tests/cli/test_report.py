@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from lorareg.registry.types import WEIGHTS_FILE
 
 def report_of(home: Path) -> Report:
     with Registry.open(home, create=False) as registry, registry.reading() as connection:
-        return build_report(connection, registry)
+        report = build_report(connection, registry)
+        return replace(report, adapters=list(report.adapters))
 
 
 def test_parts_add_up_to_all_bytes_on_disk(encoded_home: Path) -> None:

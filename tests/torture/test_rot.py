@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -137,7 +137,9 @@ def reported(reader: Reader) -> str:
     """What `lorareg report` does."""
     expect_sound_rows(reader)
     with opened(reader.home) as registry, registry.reading() as connection:
-        return json.dumps({**build_report(connection, registry).to_dict(), "created_at": "", "home": ""})
+        report = build_report(connection, registry)
+        adapters = [asdict(adapter) for adapter in report.adapters]
+        return json.dumps({**report.summary(), "adapters": adapters, "created_at": "", "home": ""})
 
 
 OPENED: dict[Path, Registry] = {}

@@ -118,7 +118,7 @@ class _Pages:
         only = {name for name in names if self._may_see(request, name)}
         with Registry.open(home, create=False) as registry, registry.reading() as connection:
             built = build_report(connection, registry, None if len(only) == len(names) else only)
-        values = {"created_at": built.created_at, "sections": Markup(render_sections(built))}
+            values = {"created_at": built.created_at, "sections": Markup(render_sections(built))}
         return render_page(request, "report.html", values)
 
 
