@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
-from lorareg.registry.backend import Backend
+from lorareg.registry.backend import ROWS_AT_ONCE, Backend
 from lorareg.registry.blobs import StoredBlob
 from lorareg.registry.schema import (
     AdapterFileRow,
@@ -53,7 +53,6 @@ from lorareg.registry.types import CARD_FILE, CONFIG_FILE, EXTRAS_FOLDER, WEIGHT
 
 INTEGER_BYTES = 8
 ADDED_UP = ("original_bytes", "code_bytes", "task_vector_bytes", "certificate_bytes", "side_bytes", "row_bytes")
-ROWS_AT_ONCE = 5000
 LAST = "z"  # after every digest
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 from lorareg.cli import output
 from lorareg.registry import listings
 from lorareg.registry.errors import DamagedRowsError
-from lorareg.registry.reader import Reader
 
 Run = Callable[..., Any]
 
@@ -74,31 +72,6 @@ def test_damaged_rows_are_passed_over_and_told_at_the_end(
     assert result.data["damaged"] == [row]
     assert f"Damaged rows in {encoded_home} (1) were passed over, with what they say: {row}." in result.err
     assert len(run("list", "--home", encoded_home, "--quiet").out.split()) == left
-
-
-def test_memory_does_not_grow_with_the_list(encoded_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten times the adapters, and not twice the memory: a page, and what is kept of the one before."""
-    from lorareg.registry.damage import Damage
-    from lorareg.registry.rows import row_digest
-
-    peaks = []
-    for first, last in ((4, 400), (401, 4000)):
-        with closing(sqlite3.connect(encoded_home / "registry.sqlite")) as connection, connection:
-            connection.row_factory = sqlite3.Row
-            values = dict(connection.execute("SELECT * FROM adapter WHERE id = 1").fetchone())
-            rows = []
-            for number in range(first, last + 1):
-                values |= {"id": number, "name": f"made-up/{number:05}"}
-                rows.append(values | {"row_digest": row_digest("adapter", values)})
-            connection.executemany(f"INSERT INTO adapter VALUES ({', '.join(f':{key}' for key in values)})", rows)
-        del rows
-        tracemalloc.start()
-        with Reader(encoded_home) as reader:
-            count = sum(len(page) for page in reader.pages(Damage()))
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-        assert count == last
-    assert peaks[1] < 2 * peaks[0]
 
 
 def test_a_table_is_drawn_the_same_for_files_and_for_terminals(
