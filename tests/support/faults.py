@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ PASS, KILL, TEAR, FAIL = range(4)
 OPEN, WRITE, SYNC, NAME, SIZE, SEND = (1 << bit for bit in range(6))
 FILES = OPEN | WRITE | SYNC | NAME | SIZE
 
-MODULES = tuple(f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv")
+MODULES = tuple(f"model.layers.0.self_attn.{name}_proj" for name in "qv")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Doing:
         """Do it, with a fault: `action=KILL, nth=3`; without one, steps are counted and nothing happens."""
         place = {"area": str(area), "action": PASS, "nth": 0, "error": 0, "kinds": FILES, "persists": False}
         asked = json.loads(json.dumps(self.asked).replace("{area}", str(area)))
-        return faults.ask(self.do, **(place | {"syncs": False} | fault), **asked)
+        return faults.ask(self.do, **(place | {"syncs": False, "chance": 0} | fault), **asked)
 
 
 def command(what: str, *argv: object, **environment: str) -> Doing:
@@ -102,8 +102,8 @@ def command(what: str, *argv: object, **environment: str) -> Doing:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Faults]:
-    """The shim, built, and a process under it."""
+def running(folder: Path, rehearsal: Sequence[Mapping[str, Any]] = ()) -> Iterator[Faults]:
+    """The shim, built, and a process under it, which has done the rehearsal first; see server.py."""
     pytest.importorskip("starlette", reason="the extra `serve` is not installed")
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
@@ -120,6 +120,8 @@ def running(folder: Path) -> Iterator[Faults]:
         text=True,
         env=environment,
     )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(rehearsal) + "\n")
     try:
         yield Faults(process, folder)
     finally:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import faults
-from faults import SYNC, WRITE, Doing, Faults, command
+from faults import SYNC, WRITE, Doing, Ended, Faults, command
+from trees import Tree, digest_of, read_tree, write_tree
 
 from lorareg.registry.backend import backend_of
 from lorareg.registry.migrate import move_schema
@@ -40,6 +41,8 @@ class Scene:
     writes: int  # of the steps
     syncs: int
     seconds: float
+    tree: Tree
+    seen: set[tuple[bool, bytes]] = field(default_factory=set)  # what kills left, and was looked at
 
     def expect_either(self, found: dict[str, Any]) -> None:
         """Each adapter is as it was before or as it is after, and nothing is wrong with the registry."""
@@ -79,7 +82,8 @@ class Stage:
             writes, syncs = (
                 doing.run(self.faults, self.copy(area, "rehearsal"), kinds=kinds).steps for kinds in (WRITE, SYNC)
             )
-            self.scenes[name] = Scene(doing, area, before, after, ended.steps, writes, syncs, ended.elapsed_s)
+            seconds, tree = ended.elapsed_s, read_tree(area)
+            self.scenes[name] = Scene(doing, area, before, after, ended.steps, writes, syncs, seconds, tree)
         return self.scenes[name]
 
     def copy(self, area: Path, name: str) -> Path:
@@ -101,10 +105,23 @@ class Stage:
         assert ended.exit == 0, f"{doing.what}: {ended.out} {ended.err}"
 
     def kill(self, scene: Scene, **fault: Any) -> bool:
-        """Kill it once, and see that nothing is lost; whether it was alive to be killed."""
-        area = self.copy(scene.area, "tried")
-        ended = scene.doing.run(self.faults, area, **fault)
+        """Kill it once, and see that nothing is lost; whether it was alive to be killed.
+
+        Nothing is left to chance in what is killed, so that kills between the same two steps leave the same bytes:
+        those are looked at once.
+        """
+        area = self.folder / "tried"
+        write_tree(scene.tree, area)
+        ended = scene.doing.run(self.faults, area, chance=1, **fault)
         assert ended.killed or ended.exit == 0, f"neither killed nor done: {ended.out} {ended.err}"
+        state = (ended.killed, digest_of(read_tree(area)))
+        if state not in scene.seen:
+            self.expect_whole(scene, area, ended)
+            scene.seen.add(state)
+        return ended.killed
+
+    def expect_whole(self, scene: Scene, area: Path, ended: Ended) -> None:
+        """Nothing is lost in what a kill left, and the command does its work when it is given again."""
         if (area / "home" / "registry.sqlite").exists() or scene.before:
             looked = self.faults.ask("look", home=str(area / "home"))
             if looked.exit == 20 and not scene.before and "there is no registry" in looked.err:
@@ -113,7 +130,7 @@ class Stage:
                 assert looked.exit == 0, looked.err
                 scene.expect_either(faults.parsed(looked))
         if not ended.killed:
-            return False
+            return
         self.age(area)
         self.done(area, scene.doing)
         found = self.faults.look(area / "home")
@@ -124,7 +141,6 @@ class Stage:
         notes = self.faults.look(area / "home")["notes"]
         assert [note for note in notes if "nothing refers to it" in note] == []
         assert list((area / "home" / "blobs" / "tmp").glob("*")) == []
-        return True
 
     @staticmethod
     def age(area: Path) -> None:
@@ -231,5 +247,38 @@ def staged(folder: Path) -> Iterator[Stage]:
     """A stage in a folder, with adapters to take in."""
     faults.write_adapters(folder / "some", ["a", "b"])
     faults.write_adapters(folder / "more", ["a", "c"], seed=1)
-    with faults.running(folder) as running:
+    with faults.running(folder, rehearsal(folder)) as running:
         yield Stage(running, folder)
+
+
+def rehearsal(folder: Path) -> list[dict[str, Any]]:
+    """Each command of the scenes once, on registries that nobody needs."""
+    area, bundle = folder / "rehearsed", folder / "rehearsed.lorareg"
+    old, other = area / "old", area / "other"
+    with Registry.open(area / "home", create=True) as registry:
+        token = create_token(registry, "writer", "write", "*")[1]
+    Registry.open(old, create=True).close()
+    move_schema(backend_of(old), "0002")
+    (folder / "commit").write_bytes(faults.commit_of(folder / "more" / "a"))
+    commands: list[tuple[Path, tuple[object, ...]]] = [
+        (area / "home", ("ingest", folder / "some")),
+        (area / "home", ("compress", "--arch", "mean", "--tolerance", 0.4)),
+        (area / "home", ("replicate", area / "copy")),
+        (area / "home", ("export", "-o", bundle)),
+        (other, ("ingest", folder / "more")),
+        (other, ("import", bundle)),
+        (other, ("migrate", "--store", f"file://{area}/store")),
+        (old, ("migrate",)),
+        (area / "home", ("prune", "--apply")),
+        (area / "home", ("prune", "--sweep", "--grace-days", 0)),
+        (area / "home", ("gc", "--apply", "--grace-days", 0)),
+    ]
+    pushed = {"home": str(area / "home"), "cache": str(area / "cache"), "body": str(folder / "commit")}
+    return [
+        *(
+            {"do": "run", "argv": [*map(str, argv), "--home", str(home), "--json", "--quiet"]}
+            for home, argv in commands
+        ),
+        {"do": "push", "task": "a", "token": token} | pushed,
+        {"do": "looks", "homes": [str(area / "home"), str(other)]},
+    ]

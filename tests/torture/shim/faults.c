@@ -2,7 +2,8 @@
 
    Every call of the C library that changes files below a folder is a step, and steps are counted. At the Nth step the
    process kills itself with SIGKILL (before it, or in the middle of a write), or the call fails with an errno. With a
-   trace, what was done is written down with its data, so that `power_loss.py` can take some of it back.
+   trace, what was done is written down with its data, so that `power.py` can take some of it back. With a number for
+   chance, the time of day stands still and random bytes are those of that number: what does the same leaves the same.
 
    Python, SQLite and torch all come through here: none of them makes system calls of its own. What is written through
    mmap is not seen; that is SQLite's -shm alone, which is made anew by whoever opens a database first.  */
@@ -19,10 +20,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PASS, KILL, TEAR, FAIL };                                        /* what happens at the Nth step */
@@ -32,20 +35,23 @@ static struct {
     char root[PATH_MAX];
     size_t length;
     int armed, action, error, kinds, persists, syncs, trace;
-    long nth;
+    long nth, now;
+    uint64_t chance;      /* 0: the system's */
     volatile long *steps; /* shared with the process that looks on */
 } plan = {.trace = -1};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Begin: steps of `kinds` below `root` are counted in `steps`; `action` happens at the `nth` (from 1), and with
-   `persists` at all after it. Without `syncs` nothing waits for the disk, which a process that dies does not need.  */
+   `persists` at all after it. Without `syncs` nothing waits for the disk, which a process that dies does not need.
+   With a `chance` it is `now`, in seconds, and stays so.  */
 void faults_arm(const char *root, int action, long nth, int error, int kinds, int persists, int syncs, int trace,
-                long *steps) {
+                long chance, long now, long *steps) {
     snprintf(plan.root, sizeof plan.root, "%s/", root);
     plan.length = strlen(plan.root);
     plan.action = action, plan.nth = nth, plan.error = error, plan.kinds = kinds, plan.persists = persists;
     plan.syncs = syncs, plan.trace = trace, plan.steps = steps;
+    plan.chance = (uint64_t)chance << 32, plan.now = now;
     *steps = 0;
     plan.armed = 1;
 }
@@ -125,11 +131,47 @@ static uint64_t inode_at(const char *path) {
         return -1;                       \
     }
 
+/* -- time and chance ----------------------------------------------------------------------------------------------- */
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    REAL(int, "clock_gettime", clockid_t, struct timespec *)
+    if (!plan.armed || !plan.chance || clock != CLOCK_REALTIME) return real(clock, time);
+    *time = (struct timespec){.tv_sec = plan.now};
+    return 0;
+}
+
+/* SplitMix64.  */
+static uint64_t drawn(void) {
+    uint64_t z = __atomic_add_fetch(&plan.chance, 0x9e3779b97f4a7c15, __ATOMIC_RELAXED);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+}
+
+ssize_t getrandom(void *data, size_t size, unsigned flags) {
+    REAL(ssize_t, "getrandom", void *, size_t, unsigned)
+    if (!plan.armed || !plan.chance) return real(data, size, flags);
+    for (size_t at = 0; at < size; at += 8) {
+        uint64_t eight = drawn();
+        memcpy((char *)data + at, &eight, size - at < 8 ? size - at : 8);
+    }
+    return (ssize_t)size;
+}
+
+/* What SQLite reads instead of /dev/urandom.  */
+static int file_of_chance(void) {
+    char some[256];
+    int file = memfd_create("chance", MFD_CLOEXEC);
+    if (getrandom(some, sizeof some, 0) < 0 || syscall(SYS_pwrite64, file, some, sizeof some, 0) < 0) abort();
+    return file;
+}
+
 /* -- opening ------------------------------------------------------------------------------------------------------- */
 
 static int opened(int (*real)(int, const char *, int, ...), int folder, const char *name, int flags, mode_t mode) {
     char path[PATH_MAX];
     int changes = flags & (O_CREAT | O_TRUNC | O_WRONLY | O_RDWR);
+    if (plan.armed && plan.chance && !strcmp(name, "/dev/urandom")) return file_of_chance();
     if (!plan.armed || !changes || !path_of_name(folder, name, path) || !is_below(path))
         return real(folder, name, flags, mode);
     pthread_mutex_lock(&lock);
