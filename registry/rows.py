@@ -135,6 +135,5 @@ def record_from_row(record: type[Record], table: str, row: Mapping[str, Any]) ->
     Raises:
         DamagedRowError: the row's columns no longer match the digest written with them.
     """
-    values = {k: bytes(v) if isinstance(v, memoryview) else v for k, v in row.items()}
-    verify_row(table, values)
-    return record(**{f.name: values[f.name] for f in fields(record)})  # type: ignore[arg-type]
+    verify_row(table, row)
+    return record(*[row[field.name] for field in fields(record)])  # type: ignore[arg-type]
