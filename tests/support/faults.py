@@ -113,6 +113,9 @@ def running(folder: Path, rehearsal: Sequence[Mapping[str, Any]] = ()) -> Iterat
         [compiler, "-shared", "-fPIC", "-O1", "-o", library, SHIM / "faults.c", "-ldl", "-lpthread"], check=True
     )
     environment = os.environ | {"LD_PRELOAD": str(library), "OPENBLAS_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     process = subprocess.Popen(
         [sys.executable, str(SHIM / "server.py")],
         stdin=subprocess.PIPE,

@@ -242,13 +242,14 @@ def flips(random_source: random.Random, data: bytes, runs: int) -> Iterator[tupl
         yield bit, with_flipped(data, bit)
 
 
-def test_bits_of_the_database(patient: Patient, torture: Any) -> None:
+@pytest.mark.parametrize("part", range(4))
+def test_bits_of_the_database(part: int, patient: Patient, torture: Any) -> None:
     torture.promise(
         "A flipped bit in the database is found by `check`, or is not used; no wrong byte is given out", fixed=6
     )
-    runs, data = torture.runs(80, 20_000), (patient.whole / DATABASE_FILE).read_bytes()
+    runs, data = torture.runs(20, 5_000), (patient.whole / DATABASE_FILE).read_bytes()
     damaged = 0
-    for bit, changed in flips(random.Random(torture.seed), data, runs):
+    for bit, changed in flips(random.Random(torture.seed * 4 + part), data, runs):
         patient.with_database(changed)
         damaged += patient.examine(f"bit {bit}")
     assert damaged > runs / 10
@@ -284,7 +285,7 @@ def test_the_log(patient: Patient, torture: Any, tmp_path: Path) -> None:
     (patient.home / HEAD_FILE).write_bytes(head)
     patient.with_database(data, wal)
     patient.before, patient.rows = everything(patient.home), dumped(patient.home)
-    runs = torture.runs(30, 3_000)
+    runs = torture.runs(30, 40_000)
     cases = [changed for _, changed in flips(source, wal, runs)]
     cases += [wal[:size] for size in source.sample(range(len(wal)), runs // 4)]
     damaged = 0

@@ -25,9 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy
 import typer.main
-from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+from shared_sql import share_compiled_sql
 from starlette.testclient import TestClient
 
 from lorareg.cli.failures import handle
@@ -129,17 +128,7 @@ def share_what_is_the_same() -> None:
     """One tree of commands, and one store of compiled SQL for every database in SQLite."""
     typer.main.get_command = functools.cache(typer.main.get_command)
     prune._verify_cold = verify_here
-    SQLiteDialect.__hash__ = lambda dialect: hash(type(dialect))
-    SQLiteDialect.__eq__ = lambda dialect, other: type(dialect) is type(other)
-    compiled: dict[Any, Any] = {}
-    create_engine = sqlalchemy.create_engine
-
-    def create(url: Any, **options: Any) -> Any:
-        engine = create_engine(url, **options)
-        engine.update_execution_options(compiled_cache=compiled)
-        return engine
-
-    sqlalchemy.create_engine = create
+    share_compiled_sql(setattr)
 
 
 def rehearse(requests: list[dict[str, Any]]) -> None:
