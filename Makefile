@@ -12,8 +12,6 @@ BIN := $(VENV)/bin
 PROCESSES := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Of tests that take minutes each, a process takes the next one that is left.
 TEST_BY_TEST := -n logical --maxprocesses 4 --dist load --maxschedchunk 1
-# Where there is memory for it, tests write there: most of them wait for the disk else.
-IN_MEMORY := $(shell df --output=avail,target -B 1G /dev/shm 2>/dev/null | awk '$$2 == "/dev/shm" && $$1 >= 6 { print "TMPDIR=/dev/shm" }')
 
 ifeq ($(TORCH),)
 INSTALLER := $(BIN)/python
@@ -33,10 +31,10 @@ quickstart: $(VENV)/.with-train ## ingest, compress, materialize and report on t
 	$(BIN)/lorareg quickstart
 
 test: $(VENV)/.with-test ## run the tests (ARGS="-k name" for some of them, ARGS="-n 0" in one process)
-	$(IN_MEMORY) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) $(ARGS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES) $(ARGS)
 
 torture: $(VENV)/.with-test ## the long form of tests/torture, and its figures into docs/reliability.md
-	$(IN_MEMORY) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_BY_TEST) tests/torture --torture long --torture-report build/torture.json $(ARGS); \
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_BY_TEST) tests/torture --torture long --torture-report build/torture.json $(ARGS); \
 	status=$$?; $(BIN)/python tests/torture/write_results.py build/torture.json docs/reliability.md; exit $$status
 
 lint: $(VENV)/.with-dev ## ruff: rules and format
