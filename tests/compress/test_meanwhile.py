@@ -101,7 +101,7 @@ def test_codes_that_are_checked_are_those_that_are_there_now(
     assert list(check_encodings(coded)) == []
 
 
-@pytest.mark.parametrize("step", ["every_row", "_retired_problems", "_blob_problem"])
+@pytest.mark.parametrize("step", ["every_row", "named_blobs", "_unclear_problems", "_content_problems"])
 def test_a_check_finds_nothing_wrong_with_what_others_do(
     coded: Registry, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
