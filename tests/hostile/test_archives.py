@@ -6,8 +6,8 @@ import bz2
 import gzip
 import io
 import lzma
-import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -276,7 +276,7 @@ def test_an_archive_gives_the_adapters_of_its_folder(name: str, sample_adapters:
     for task in TASKS:
         (folder / "group" / task).mkdir(parents=True)
         for path in (sample_adapters / task).iterdir():
-            os.link(path, folder / "group" / task / path.name)
+            shutil.copyfile(path, folder / "group" / task / path.name)
     (folder / "notes.txt").write_text("skipped unread")
     (folder / ".hidden.safetensors").write_text("so is this")
     pack(folder, tmp_path / name)
