@@ -11,7 +11,7 @@ import variants  # noqa: E402
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test that takes a `variant` runs for each."""
+    """Every test that takes a `variant` runs for each; what a module makes of one is made once."""
     if "variant" in metafunc.fixturenames:
         every = [variant for family in variants.VARIANTS.values() for variant in family]
-        metafunc.parametrize("variant", every, ids=lambda variant: variant.name)
+        metafunc.parametrize("variant", every, ids=lambda variant: variant.name, scope="module")

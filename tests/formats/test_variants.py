@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,35 @@ def through(home: Path, source: Path, out: Path, tolerance: float) -> Materializ
     return materialize(home, "task", out)
 
 
+@pytest.fixture(scope="module")
+def source(variant: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter as the library of its variant wrote it."""
+    folder = tmp_path_factory.mktemp("source")
+    variant.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def computed(variant: Any, source: Path) -> Any:
+    """What that library computes with it."""
+    return variant.run(source)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What was given back of a code."""
+
+    folder: Path
+    given: Materialized
+
+
+@pytest.fixture(scope="module")
+def coded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Coded:
+    """The adapter, once it was coded."""
+    work = tmp_path_factory.mktemp("coded")
+    return Coded(work / "out", through(work / "home", source, work / "out", TOLERANCE))
+
+
 def weights_of(folder: Path) -> Path:
     (path,) = folder.glob("*.safetensors")
     return path
@@ -47,10 +77,9 @@ def described(path: Path) -> tuple[dict[str, tuple[str, list[int]]], Any]:
         return {key: (one.get_dtype(), one.get_shape()) for key, one in slices.items()}, file.metadata()
 
 
-def test_what_was_stored_without_loss_is_the_same_file(variant: Any, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    variant.make(source)
+def test_what_was_stored_without_loss_is_the_same_file(
+    variant: Any, source: Path, computed: Any, tmp_path: Path
+) -> None:
     given = through(tmp_path / "home", source, tmp_path / "out", 0.0)
     assert given.tier == "lossless"
     assert weights_of(tmp_path / "out").name == weights_of(source).name
@@ -61,33 +90,26 @@ def test_what_was_stored_without_loss_is_the_same_file(variant: Any, tmp_path: P
         assert json.loads(config.read_text())["a_field_of_tomorrow"] == {"kept": True}
     else:
         assert not (tmp_path / "out" / config.name).exists()
-    assert (variant.run(source) == variant.run(tmp_path / "out")).all()
+    assert (computed == variant.run(tmp_path / "out")).all()
 
 
-def test_what_is_coded_computes_nearly_the_same(variant: Any, tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
-    source.mkdir()
-    variant.make(source)
-    given = through(tmp_path / "home", source, out, TOLERANCE)
+def test_what_is_coded_computes_nearly_the_same(variant: Any, source: Path, computed: Any, coded: Coded) -> None:
+    out, given = coded.folder, coded.given
     assert described(weights_of(out)) == described(weights_of(source))
-    expected, found = variant.run(source), variant.run(out)
+    found = variant.run(out)
     if variant.kept == "exact":
         assert given.tier == "lossless"
         assert weights_of(out).read_bytes() == weights_of(source).read_bytes()
         return
     assert given.tier == "residual"
     assert 0 < given.fidelity["relative_error"] <= TOLERANCE
-    assert 0 < float((expected - found).norm() / expected.norm()) < 3 * TOLERANCE
+    assert 0 < float((computed - found).norm() / computed.norm()) < 3 * TOLERANCE
 
 
-def test_what_is_no_factor_is_kept_exactly(variant: Any, tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
-    source.mkdir()
-    variant.make(source)
-    through(tmp_path / "home", source, out, TOLERANCE)
+def test_what_is_no_factor_is_kept_exactly(source: Path, coded: Coded) -> None:
     (found,) = find_adapters(source)
     extras = read_adapter(found).layout.extras
-    with safe_open(weights_of(source), "np") as before, safe_open(weights_of(out), "np") as after:
+    with safe_open(weights_of(source), "np") as before, safe_open(weights_of(coded.folder), "np") as after:
         for extra in extras:
             assert np.array_equal(before.get_tensor(extra.key), after.get_tensor(extra.key)), extra.key
 
