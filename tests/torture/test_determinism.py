@@ -25,7 +25,6 @@ import lorareg.registry.types
 from lorareg.compress.codec.encode import encode
 from lorareg.compress.generators.generator import pack_generator
 from lorareg.registry.store import Registry
-from lorareg.registry.types import WEIGHTS_FILE
 
 PROBE = Path(__file__).parents[1] / "support" / "decode_probe.py"
 GOLDEN = Path(__file__).parents[1] / "compress" / "golden"
@@ -142,7 +141,9 @@ def probe(folder: Path, setting: Setting, work: Path, python: str = sys.executab
 def pinned() -> dict[str, str]:
     """Digests of decoded weights that were written down once."""
     frozen = {
-        f"{name} {ref}": files[WEIGHTS_FILE] for name in NAMES for ref, files in known(name)["given_back"].items()
+        f"{name} {ref}": next(digest for path, digest in files.items() if path.endswith(".safetensors"))
+        for name in NAMES
+        for ref, files in known(name)["given_back"].items()
     }
     golden = json.loads((GOLDEN / "index.json").read_text())
     return frozen | {f"golden-{name}": entry["output"] for name, entry in golden.items()}

@@ -34,8 +34,10 @@ from lorareg.registry.tokens import find_token
 from lorareg.registry.types import CARD_FILE, Adapter, Certificate, Layout, sha256_hex
 from lorareg.registry.unbundle import import_bundle
 
-BUNDLED = [name for name in NAMES if name in ("0002", "0003")]
-MOST_BYTES = 300_000
+OF_0002 = {"alone/one@1", "extras/1@1", "linear/far@1", "lossless/f16@1", "whole/ia3@1"}
+BUNDLED = {"0002": OF_0002, "0003": OF_0002, "0004": {"linear/borrower@1", "pipeline/style@1"}}
+"""Those with a bundle, and what is in each at least."""
+MOST_BYTES = 370_000
 FOR_EVER = "What was written once can be read for ever"
 
 Thaw = Callable[[str], Path]
@@ -49,7 +51,7 @@ def thawed(tmp_path: Path) -> Thaw:
 
 def given_back(home: Path, ref: str, out: Path) -> dict[str, str]:
     """What an adapter comes back as. Cards are for people: their wording may change."""
-    folder = materialize(home, ref, out, force=True).path
+    folder = materialize(home, ref, out / ref.replace("/", "-"), force=True).path
     return {path.name: sha256_hex(path.read_bytes()) for path in folder.iterdir() if path.name != CARD_FILE}
 
 
@@ -88,6 +90,19 @@ def test_every_schema_and_codec_is_frozen(thawed: Thaw) -> None:
         arches |= {row[5] for row in rows["generator"]}
     assert codecs == {codec.name for codec in CODECS.values()}
     assert arches == set(DECODERS) - {"conv1d"}  # a megabyte once trained: its files are in tests/compress/golden
+
+
+def test_a_lent_generator_and_a_pipeline_are_frozen(thawed: Thaw) -> None:
+    with Reader(thawed("0004") / "home") as reader:
+        borrower, style = reader.adapter("linear/borrower"), reader.adapter("pipeline/style")
+        encoding = reader.encoding(borrower.id)
+        assert encoding is not None
+        assert encoding.generator_id is not None
+        assert reader.generator(encoding.generator_id).cohort_id == reader.adapter("linear/far").cohort_id
+        assert borrower.cohort_id != reader.adapter("linear/far").cohort_id
+        layout = reader.cohort(style.cohort_id).layout
+    assert '"unet.mid_block' in layout
+    assert '"text_encoder.text_model' in layout
 
 
 def test_frozen_files_are_small() -> None:
@@ -129,7 +144,7 @@ def test_a_frozen_bundle_is_taken_in(name: str, thawed: Thaw, tmp_path: Path, to
     with BundleFile.open(folder / "bundle.tar") as bundle, Registry.open(home, create=True) as registry:
         added = import_bundle(registry, bundle, decode_parcel, lambda count: None).added
     expected = dict(expected_back(name))
-    assert {"alone/one@1", "extras/1@1", "linear/far@1", "lossless/f16@1", "whole/ia3@1"} < set(added)
+    assert BUNDLED[name] <= set(added)
     for ref in added:
         assert given_back(home, ref, tmp_path / "out") == expected[ref]
     with Reader(home) as reader, (tmp_path / "again.tar").open("wb") as file:

@@ -34,6 +34,7 @@ MADE_BY = {
     "0002-first": "d2646e5",  # certificates, second copies, pruning, priors
     "0002": "7e3f038",  # lossless-2, extras, adapters of other kinds, bundles
     "0003": "3f5b2d7",  # tokens, audit log
+    "0004": "a022eca",  # the ledger, generators lent to other cohorts, adapters of a unet and a text encoder
 }
 DRAWN = {
     "0001-first": ("mean", "slots"),
@@ -41,8 +42,14 @@ DRAWN = {
     "0002-first": ("slots", "prior"),
     "0002": ("linear", "prior"),
     "0003": ("slots", "linear"),
+    "0004": ("linear",),
 }
 """Cohorts with a generator: its architecture, or `prior` for slots with one. Few: each certificate takes 2 kB."""
+
+RESERVE = "home/reserve"  # a megabyte of nothing, which any command makes anew
+
+WITH_KINDS = ("0002", "0003", "0004")
+"""Those that have what is not a plain LoRA."""
 
 COMMON = 7
 """The seed of what adapters of one cohort share."""
@@ -115,16 +122,37 @@ def write_far(bases: tuple[str, ...]) -> None:
         write_adapter(f"{base}/far", 10, 0.4)
 
 
+def write_borrower() -> None:
+    """An adapter that began where those of `linear` did, in a cohort of its own: its scale is another."""
+    write_adapter("linear/borrower", 12, 0.1, config={"lora_alpha": 16})
+
+
+def write_pipeline() -> None:
+    """A file as diffusers writes it, of a unet and a text encoder."""
+    own, weights = np.random.default_rng(50), {}
+    for module in ("unet.mid_block.attentions.0.to_q", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"):
+        for factor, shape in (("A", (2, 12)), ("B", (14, 2))):
+            values = np.round(own.normal(size=shape) * 64) / 64
+            weights[f"{module}.lora_{factor}.weight"] = values.astype(np.float32)
+    folder = WORK / "adapters" / "pipeline" / "style"
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
+    (folder / "README.md").write_text("---\nbase_model: frozen/pipeline\n---\n\nA style.\n")
+
+
 def make(name: str, lorareg: Lorareg) -> dict[str, Any]:
     """Fill `home`; what tests need to know beside the registry itself."""
     schema, drawn, known = name[:4], DRAWN[name], {}
     write_near(drawn)
-    write_adapter("lossless/f32", 20, 1.0)
+    if schema < "0004":
+        write_adapter("lossless/f32", 20, 1.0)
     write_adapter("lossless/f16", 21, 1.0, dtype=np.float16)
     write_adapter("alone/one", 22, 1.0)
     write_adapter("alone/gone", 23, 1.0)
-    if name in ("0002", "0003"):
+    if name in WITH_KINDS:
         write_kinds()
+    if schema > "0003":
+        write_pipeline()
     lorareg("ingest", "adapters")
     lorareg.compress("lossless", "--arch", "none", "--tolerance", "0.0")
     lorareg.compress("alone", "--arch", "none", "--tolerance", "0.3")
@@ -136,12 +164,16 @@ def make(name: str, lorareg: Lorareg) -> dict[str, Any]:
     shutil.rmtree(WORK / "adapters" / "alone")
     write_adapter("alone/one", 24, 1.0)
     lorareg("ingest", "adapters")
+    if schema > "0003":
+        write_borrower()
+        lorareg("ingest", "adapters")
+        lorareg.compress("pipeline", "--arch", "none", "--tolerance", "0.3")
     for base in drawn:
         lorareg.compress(base)
     lorareg.compress("alone", "--tolerance", "0.1")
     lorareg("tag", "alone/one@1", "first")
     lorareg("rm", "alone/gone")
-    if name in ("0002", "0003"):
+    if name in WITH_KINDS:
         lorareg.compress("extras", "--arch", "none", "--tolerance", "0.3")
     if schema > "0001":
         lorareg("pin", f"{drawn[0]}/far", "--reason", "frozen")
@@ -152,7 +184,9 @@ def make(name: str, lorareg: Lorareg) -> dict[str, Any]:
         lorareg("certificate", "alone/one@1", "-o", "certificate.json")
     if schema > "0002":
         known["token"] = lorareg("token", "create", "ci", "--scope", "write")["token"]
-    if name in ("0002", "0003"):
+    if schema > "0003":
+        lorareg("export", "linear/borrower", "pipeline/style", "-o", "bundle.tar", "--no-originals")
+    elif name in WITH_KINDS:
         chosen = ("alone/one@1", "extras/0", "extras/1", "lossless/f16", "linear/near-0", "linear/far", "whole/ia3")
         lorareg("export", *chosen, "-o", "bundle.tar", "--no-originals")
     return known
@@ -184,7 +218,8 @@ def given_back(lorareg: Lorareg) -> dict[str, dict[str, str]]:
     for adapter in lorareg("list")["adapters"]:
         for version in range(1, adapter["version"] + 1):
             ref = f"{adapter['name']}@{version}"
-            lorareg("materialize", ref, "-o", "out", "--force")
+            shutil.rmtree(WORK / "out", ignore_errors=True)
+            lorareg("materialize", ref, "-o", "out")
             found[ref] = digests(WORK / "out")
     return found
 
@@ -202,7 +237,7 @@ def main(name: str, checkout: Path) -> None:
     with tarfile.open(HERE / f"{name}.tar.xz", "w:xz") as archive:
         for made in ("home", "certificate.json", "bundle.tar"):
             if (WORK / made).exists():
-                archive.add(WORK / made, made)
+                archive.add(WORK / made, made, filter=lambda file: None if file.name == RESERVE else file)
     (HERE / f"{name}.json").write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(WORK)
 
