@@ -160,10 +160,13 @@ def report(
                 html.write_text(render(built), encoding="utf-8")
             listing = Listing(output, "adapters", ADAPTERS)
             adapters = iter(built.adapters if as_json or not quiet else ())
-            while page := list(islice(adapters, ADAPTERS_A_PAGE)):
+            is_last = False
+            while not is_last:
+                page = list(islice(adapters, ADAPTERS_A_PAGE))
                 rows = [] if as_json else [_adapter_row(adapter) for adapter in page]
                 listing.add((asdict(adapter) for adapter in page), rows, ())
                 kept.note(page)
+                is_last = len(page) < ADAPTERS_A_PAGE
             listing.end(built.summary())
     if not as_json:
         meaning = [f"  {term.replace('_', '-')}: {MEANING[term]}" for term in EXPLAINED]
